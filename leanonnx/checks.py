@@ -62,7 +62,7 @@ def read_number(name: str, given: object, expected: str, example: object, unit: 
     except ValueError as error:
         shown = option(name, given, str(given))
         if DECIMAL_COMMA.fullmatch(plain):
-            meant = option(name, float(plain.replace(",", ".")))
+            meant = option(name, float(plain.replace(",", ".")) / (100 if percent else 1))
             raise OptionError(f"{shown}: expected {expected}; write the decimal comma as a point: {meant}") from error
         raise OptionError(f"{shown}: expected {expected}, for example {option(name, example)}") from error
 

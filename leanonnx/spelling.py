@@ -7,7 +7,7 @@ A library function does not know who calls it: ``option("keep", 1.5)`` is ``keep
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal
@@ -63,18 +63,26 @@ def verb(name: str) -> str:
     return f"leanonnx {name}"
 
 
-def call_text(name: str, *places: str, **options: str | float) -> str:
+def call_text(name: str, *places: str, **options: object) -> str:
     """A command with its arguments, ready to be run; or the call of the Python function that does the same.
 
     Args:
         name: the verb.
         places: the files.
-        options: parameters with their values.
+        options: parameters with their values; of several values, each gets the option, and of shapes by name too.
     """
     if _SPELLING.get() == "python":
         return f"{verb(name)}({', '.join([*map(repr, places), *(option(*each) for each in options.items())])})"
-    texts = ((f"--{each.replace('_', '-')}", _plain(value)) for each, value in options.items())
-    return shlex.join([*verb(name).split(), *places, *(part for pair in texts for part in pair)])
+    texts = ((f"--{each.replace('_', '-')}", text) for each, value in options.items() for text in _typed(value))
+    files = (f"./{place}" if place.startswith("-") else place for place in places)
+    return shlex.join([*verb(name).split(), *files, *(part for pair in texts for part in pair)])
+
+
+def _typed(value: object) -> list[str]:
+    """The values of an option as typed, one for each time that it is given."""
+    if isinstance(value, Mapping):
+        return [f"{name}={','.join(map(str, shape))}" for name, shape in value.items()]
+    return [_plain(each) for each in (value if isinstance(value, list | tuple) else [value])]
 
 
 def _plain(value: object) -> str:

@@ -88,6 +88,29 @@ def test_pairs_of_single_samples() -> None:
     np.testing.assert_array_equal(arrays["labels"], LABELS)
 
 
+def test_dicts_may_differ_in_their_order() -> None:
+    items = [{"x": row, "z": row} if k % 2 else {"z": row, "x": row} for k, row in enumerate(CALIBRATION)]
+    arrays = join_pieces(as_arrays(items, NAME), {"x": 4, "z": 4})
+    np.testing.assert_array_equal(arrays["x"], CALIBRATION)
+    np.testing.assert_array_equal(arrays["z"], CALIBRATION)
+
+
+class Indexed:
+    """A data set as torch has it: samples by index, and no iterator."""
+
+    def __len__(self) -> int:
+        return len(CALIBRATION)
+
+    def __getitem__(self, k: int) -> tuple[np.ndarray, int]:
+        return CALIBRATION[range(len(self))[k]], int(LABELS[k])
+
+
+def test_data_sets_by_index() -> None:
+    arrays = join_pieces(as_arrays(Indexed(), NAME), {"x": 4})
+    np.testing.assert_array_equal(arrays[NAME], CALIBRATION)
+    np.testing.assert_array_equal(arrays["labels"], LABELS)
+
+
 def test_whole_inputs() -> None:
     """Inputs of one run whose first axes differ are no batches of samples: each run is one sample."""
     feeds = [{"x": RNG.standard_normal((1, 5, 3)), "h": RNG.standard_normal((2, 1, 4))} for _ in range(6)]

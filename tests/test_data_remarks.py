@@ -143,6 +143,12 @@ def test_chance(before: float, samples: int, decisions: int, called_out: bool) -
     assert (chance_remark(fidelity(before, samples, decisions)) is not None) == called_out
 
 
+def test_decisions_that_are_not_counted_are_two() -> None:
+    """Where an output has too many different decisions to count them."""
+    outputs = (Deviation("y", 0.1, top1=0.9),)
+    assert chance_remark(Fidelity(samples=12, outputs=outputs, metric=ACCURACY, before=0.1, after=0.1)) is not None
+
+
 def test_errors_have_no_chance() -> None:
     assert chance_remark(fidelity(0.0, 12, metric=SQUARES)) is None
     assert chance_remark(Fidelity(samples=CALIBRATION.shape[0], outputs=())) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 import typer.main
@@ -18,6 +19,7 @@ from leanonnx.commands.check.gates import read_limit
 from leanonnx.errors import OptionError
 from leanonnx.reporting.inspection import channel_report
 from leanonnx.system import cores, memory
+from leanonnx.system.clock import ignore_progress
 from tests.helpers import CNN, TOTAL, build, called, cli, kernels, refused, saved
 from tests.schemas import follow_schema
 
@@ -152,6 +154,15 @@ def test_lists_and_gates_in_percent() -> None:
 def test_values_that_are_no_numbers(folder: Path, value: object) -> None:
     with pytest.raises(OptionError):
         compress(folder / "m.onnx", macs=value)  # type: ignore[arg-type]
+
+
+def test_finetune_gets_the_options_that_it_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function takes all that the command passes on; what it does needs torch."""
+    taken = create_autospec(leanonnx.finetune, return_value=None)
+    monkeypatch.setattr("leanonnx.cli.finetune.finetune", taken)
+    done = called("finetune", "m.onnx", "o.onnx", "--data", "x.npz", "--quiet", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert taken.call_args.kwargs["progress"] is ignore_progress
 
 
 # layer names

@@ -101,3 +101,38 @@ def test_scores_have_the_intervals_of_both_models() -> None:
     before, after = total.intervals()
     assert before == pytest.approx((0.025 ** (1 / 12), 1.0))
     assert after == pytest.approx(tuple(binomtest(6, 12).proportion_ci(method="exact")))
+
+
+def test_outputs_that_are_equal_have_no_interval_of_their_psnr() -> None:
+    intervals = deviation_intervals([SampleSums(0.0, 1.0, 4, 0, 0, 0)] * 4, 1.0, False)
+    assert intervals.psnr is None and intervals.relative_l2 == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 12])
+def test_the_worst_channel_has_the_interval_of_its_samples(batch: int) -> None:
+    wanted = RNG.random((12, 3, 4, 4)).astype(np.float32) + 1
+    computed = wanted + (RNG.random((12, 3, 1, 1)) * [[[0.01]], [[0.5]], [[0.1]]]).astype(np.float32)
+    total = Tally()
+    for k in range(0, 12, batch):
+        total = total.plus(tally_of(wanted[k : k + batch], computed[k : k + batch], batch, False, (1,))[0])
+    channels = total.deviation("y").channels
+    assert channels is not None and channels.index == 1
+    error = ((computed - wanted)[:, 1].astype(np.float64) ** 2).sum((1, 2))
+    power = (wanted[:, 1].astype(np.float64) ** 2).sum((1, 2))
+    low, high = mean_interval(error, power) or (0, 0)
+    assert channels.interval == pytest.approx((math.sqrt(low), math.sqrt(high)), rel=1e-4)
+    assert math.sqrt(low) < channels.relative_l2 < math.sqrt(high)
+
+
+def test_a_batch_gives_the_scores_of_its_samples() -> None:
+    """Scores of a batch count sample by sample."""
+    scores = np.random.default_rng(0).random((12, 5)).astype(np.float32)
+    labels = scores.argmax(1)
+    other = np.where(np.arange(12)[:, None] < 6, scores, np.roll(scores, 1, 1))
+    whole = score_outputs(labels, [scores], [other], [1])
+    parts = [score_outputs(labels[k : k + 1], [scores[k : k + 1]], [other[k : k + 1]], [1]) for k in range(12)]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total.plus(part)
+    assert (whole, whole.samples) == (total, total.samples)
+    assert whole.intervals() == total.intervals()

@@ -62,6 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     saved(proto, made / "opset.onnx")
     (made / "lfs.onnx").write_text(LFS)
     (made / "notes.txt").write_text("no model")
+    (made / "notes.toml").write_text("[compress]\nkeeep = 0.5\n")
     (made / "empty").mkdir()
     return made
 
@@ -80,6 +81,15 @@ class Mistake(NamedTuple):
 REFUSED = {
     "milliseconds": Mistake((*COMPRESS, "--latency", "20ms"), ("expected a fraction", "leanonnx bench", "0.25")),
     "decimal comma": Mistake((*COMPRESS, "--macs=0,5"), ("decimal comma as a point: --macs 0.5",)),
+    "decimal comma in percent": Mistake((*COMPRESS, "--keep", "12,5%"), ("decimal comma as a point: --keep 0.125",)),
+    "no number at all": Mistake((*COMPRESS, "--keep", "nan"), ("above 0 and at most 1", "--keep 0.25")),
+    "decimal comma of a gate": Mistake(
+        ("check", "m.onnx", "m.onnx", "--max-deviation", "0,01"), ("--max-deviation 0,01: expected", "for example 0.01")
+    ),
+    "no such candidate": Mistake(("check", "m.onnx", "n.onnx"), ("n.onnx", "check the path")),
+    "a model for a folder": Mistake(("compress", "*.onnx", "o.onnx", "--keep", "0.5"), ("o.onnx", "make that folder")),
+    "a pattern without a match": Mistake(("inspect", "*.ONX"), ("no file matches this pattern",)),
+    "an option that a file has not": Mistake((*HALF, "--config", "notes.toml"), ("keeep", "did you mean 'keep'?")),
     "percent sign left out": Mistake((*COMPRESS, "--keep", "50"), ("above 0 and at most 1", "--keep 0.25")),
     "operator set of the future": Mistake(
         ("inspect", "opset.onnx"), ("operator set 40", "export it with operator set")
@@ -125,6 +135,7 @@ def test_refused(folder: Path, name: str) -> None:
     [
         ((*HALF, "--provider", "gpu"), ("'gpu' is not one of 'cpu', 'cuda', 'tensorrt'",)),
         ((*HALF, "--frobnicate"), ("--frobnicate",)),
+        (("finetune", "m.onnx", "o.onnx"), ("Missing option '--data'",)),
         (("squash", "m.onnx"), ("No such command 'squash'",)),
     ],
     ids=lambda value: str(value[-1]),

@@ -270,6 +270,14 @@ def test_a_stage_of_unknown_length_pulses() -> None:
             assert (task.total, task.completed) == ((None, 0) if done is None else (1.0, done))
 
 
+def test_the_spinner_turns_again_after_a_stage_that_was_finished() -> None:
+    with progress_bar(screen(MadeUpTime())) as listener:
+        for done, is_finished in ((0.5, False), (1.0, True), (0.2, False), (1.0, True), (None, False)):
+            listener("stage", done)
+            (task,) = bars(listener).tasks
+            assert task.finished == is_finished
+
+
 # From Python
 
 

@@ -22,6 +22,7 @@ from leanonnx.commands.compress.tables import compression_tables
 from leanonnx.errors import OptionError
 from leanonnx.page.page import PageContext, render
 from leanonnx.reporting.reports import CompressionReport
+from leanonnx.reporting.summary import SummaryContext
 from leanonnx.selection.metrics import Limit
 from leanonnx.surgery.plan import load_plan
 
@@ -71,7 +72,7 @@ def compress_command(
         places = result_places(models, out, single)
         options = choices.options(budget, None if plan is None else load_plan(plan), exact)
 
-        kept: dict[Path, pipeline.CompressResult] = {}
+        contexts: dict[Path, SummaryContext] = {}
 
         def report_of(source: Path) -> CompressionReport:
             context = PageContext(str(source), str(places[source]), command_line())
@@ -80,11 +81,10 @@ def compress_command(
                 result = pipeline.compress_file(
                     source, places[source], options, plan_out, rules_from(rules), listener, page, plan_weights
                 )
-            kept[source] = result
+            contexts[source] = summary_context(result, str(source), str(places[source]))
             return compression_report(result)
 
         def tables(source: Path, report: CompressionReport) -> RenderableType:
-            place = summary_context(kept.pop(source), str(source), str(places[source]))
-            return compression_tables(report, place, verbose)
+            return compression_tables(report, contexts[source], verbose)
 
         report_each(models, report_of, tables, results, as_json)

@@ -163,7 +163,7 @@ def finetune_command(
     2 wrong file or option, 3 a bug.
     """
     given = {**locals(), **limits}
-    for name in ("source", "target", "limits", "as_json"):
+    for name in ("source", "target", "limits", "quiet", "as_json"):
         del given[name]
     with exit_codes() as results:
         given["images"] = image_format(*(given.pop(name) for name in IMAGE_OPTIONS))

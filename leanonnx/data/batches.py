@@ -59,7 +59,7 @@ def as_arrays(samples: Any, name: str) -> Mapping[str, Any]:
         return {key: value if isinstance(value, Pieces) else as_array(value) for key, value in samples.items()}
     if hasattr(samples, "__array__"):
         return {name: as_array(samples)}
-    items = list(_read(samples)) if hasattr(samples, "get_next") or isinstance(samples, Iterable) else None
+    items = list(_read(samples)) if _is_iterable(samples) else None
     if items is None:
         return {name: np.asarray(samples)}
     if not items:
@@ -67,11 +67,16 @@ def as_arrays(samples: Any, name: str) -> Mapping[str, Any]:
     named = [_named(item, name) for item in items]
     if named[0] is None:  # nested lists of numbers
         return {name: np.asarray(items)}
-    keys = {tuple(each or ()) for each in named}
+    keys = {tuple(sorted(each or ())) for each in named}
     if len(keys) > 1:
         texts = " and ".join(sorted(str(list(each)) for each in keys))
         raise DataError(f"{name}: the items of the iterable differ: {texts}; give each the same arrays")
     return {key: Pieces(tuple(each[key] for each in named if each)) for key in keys.pop()}
+
+
+def _is_iterable(samples: Any) -> bool:
+    """True for iterables and readers, and for what is indexed from 0 on, as a torch Dataset is."""
+    return isinstance(samples, Iterable) or hasattr(samples, "get_next") or hasattr(samples, "__getitem__")
 
 
 def _read(samples: Any) -> Iterator[Any]:

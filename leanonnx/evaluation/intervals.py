@@ -58,7 +58,7 @@ def deviation_intervals(samples: Sequence[SampleSums], peak: float, has_top5: bo
     """
     error, power, elements, choices, same, near = np.array(samples, np.float64).reshape(-1, len(SampleSums._fields)).T
     return DeviationIntervals(
-        relative_l2=_root_interval(error, power),
+        relative_l2=root_interval(error, power),
         psnr=_psnr_interval(error, elements, peak),
         top1=agreement_interval(same, choices),
         top5=agreement_interval(near, choices) if has_top5 else None,
@@ -80,15 +80,16 @@ def mean_interval(sums: Floats, weights: Floats) -> IntervalEnds | None:
     return float(low[0]), float(high[0])
 
 
-def _root_interval(error: Floats, power: Floats) -> IntervalEnds | None:
+def root_interval(error: Floats, power: Floats) -> IntervalEnds | None:
+    """The interval of the relative error √(Σ error / Σ power) over samples; None if they are too few."""
     interval = mean_interval(error, power)
     return None if interval is None else (math.sqrt(interval[0]), math.sqrt(interval[1]))
 
 
 def _psnr_interval(error: Floats, elements: Floats, peak: float) -> IntervalEnds | None:
-    """The interval of a PSNR in dB, the peak taken as known."""
+    """The interval of a PSNR in dB, the peak taken as known; None without any error."""
     interval = mean_interval(error, elements)
-    if interval is None or not 0 < peak < math.inf:
+    if interval is None or not interval[1] or not 0 < peak < math.inf:
         return None
     smallest, largest = (_psnr(peak, square) for square in interval)
     return largest, smallest

@@ -19,18 +19,23 @@ def data_remarks(data: Dataset, fidelity: Fidelity) -> tuple[str, ...]:
     return tuple(remark for remark in (chance, pixels, unused_remark(data)) if remark)
 
 
-def chance_remark(fidelity: Fidelity) -> str | None:
-    """A remark that the original decides on the labels no better than by chance; None if it does, or has no decisions.
+def is_by_chance(fidelity: Fidelity) -> bool:
+    """True if the original decides on the labels no better than by chance.
 
     Its score is compared with one in as many as it has different decisions (binomial test at ``DOUBT``), and has to be
     less than half of the way from there to all of them.
     """
     if fidelity.metric is None or fidelity.before is None or fidelity.metric in LOWER_IS_BETTER:
-        return None
+        return False
     counts = [one.baseline.decisions for one in fidelity.outputs if one.baseline and one.baseline.decisions]
-    chance = 1 / max(2, *counts)
+    chance = 1 / max([2, *counts])
     by_chance = share_by_chance(fidelity.before, fidelity.samples, chance) > DOUBT
-    if not by_chance or fidelity.before >= (1 + chance) / 2:
+    return by_chance and fidelity.before < (1 + chance) / 2
+
+
+def chance_remark(fidelity: Fidelity) -> str | None:
+    """A remark that the original decides on the labels no better than by chance; None if it does better."""
+    if fidelity.before is None or not is_by_chance(fidelity):
         return None
     return (
         f"the original itself scores no better than by chance: {fidelity.metric} {percent_text(fidelity.before)} on "

@@ -38,7 +38,7 @@ class LabelMetric:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Sums over labelled samples: scores of both models, out of ``weight`` labels; ``samples``: those of each run."""
+    """Sums over labelled samples: scores of both models, out of ``weight`` labels; ``samples``: those of each."""
 
     before: float = 0.0
     after: float = 0.0
@@ -86,13 +86,16 @@ def score_outputs(label: Array, before: Sequence[Array], after: Sequence[Array],
     measure = metric_for_labels(label, before, axes)
     if measure is None:
         return Score(measures=frozenset({None}))
-    k = measure.output
-    first, weight = _score_output(label, before[k], measure)
-    second = math.inf if measure.metric == SQUARES else 0.0
-    if after[k].shape == before[k].shape:
-        second, _ = _score_output(label, after[k], measure)
-    samples = (SampleScores(first, second, weight),)
-    return Score(before=first, after=second, weight=weight, measures=frozenset({measure}), samples=samples)
+    first, second = before[measure.output], after[measure.output]
+    rows = [slice(k, k + 1) for k in range(len(label))] if len(label) == first.shape[0] else [slice(None)]
+    worst = math.inf if measure.metric == SQUARES else 0.0
+    samples = []
+    for row in rows:
+        score, weight = _score_output(label[row], first[row], measure)
+        other = _score_output(label[row], second[row], measure)[0] if second.shape == first.shape else worst
+        samples.append(SampleScores(score, other, weight))
+    score, other, weight = map(sum, zip(*samples, strict=True))
+    return Score(before=score, after=other, weight=weight, measures=frozenset({measure}), samples=tuple(samples))
 
 
 def class_numbers(label: Array, outputs: Sequence[Array], axes: Sequence[int | None]) -> Array:

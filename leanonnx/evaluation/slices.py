@@ -15,17 +15,21 @@ A slice that is all zero has no scale of its own; the median slice norm is used.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from leanonnx.analysis.dag import ChannelDag
+from leanonnx.evaluation.intervals import IntervalEnds, root_interval
 from leanonnx.numeric.arrays import Floats
 from leanonnx.numeric.channel_ids import varied_axes
 
 FLOAT32_NOISE = 1e-6
 PROBABILITY_FLOOR = 0.1
+SCALE_ROUNDING = 1e-9
+"""Share by which the scale of a slice that is its own norm may miss that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,7 @@ class ChannelDeviation:
         balanced: mean over the slices of r/√(1 + r²), r being the relative error of a slice: all slices weigh the same,
             and a slice that is lost completely counts as one, however small it is.
         scale: root mean square of the original by slice [slices].
+        interval: that of the relative error over other samples (95 %); None where the samples do not tell.
     """
 
     axis: int
@@ -46,26 +51,32 @@ class ChannelDeviation:
     relative_l2: float
     balanced: float
     scale: Floats = field(repr=False, compare=False)
+    interval: IntervalEnds | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SliceErrors:
     """Sums of squares over samples by slice along an axis: of the differences and of the original [slices].
 
-    ``each``: number of elements of a slice.
+    ``each``: number of elements of a slice.  ``samples``: error and power of each sample [samples, slices].
     """
 
     axis: int
     error: Floats
     power: Floats
     each: int
+    samples: tuple[tuple[Floats, Floats], ...] = field(default=(), repr=False, compare=False)
 
     def plus(self, other: SliceErrors) -> SliceErrors | None:
         """Return the sums over the samples of both; None if their slices differ."""
         if self.axis != other.axis or self.error.shape != other.error.shape:
             return None
         return SliceErrors(
-            axis=self.axis, error=self.error + other.error, power=self.power + other.power, each=self.each + other.each
+            axis=self.axis,
+            error=self.error + other.error,
+            power=self.power + other.power,
+            each=self.each + other.each,
+            samples=self.samples + other.samples,
         )
 
     def relative_errors(self, probabilities: bool = False, known: ChannelDeviation | None = None) -> Floats:
@@ -96,20 +107,36 @@ class SliceErrors:
             relative_l2=float(errors[index]),
             balanced=float(np.mean(bound_errors(errors))),
             scale=scale,
+            interval=self._interval(index, float(errors[index])),
         )
 
+    def _interval(self, index: int, relative: float) -> IntervalEnds | None:
+        """The interval of the relative error of a slice; a scale that is not its own norm is taken as known."""
+        if not self.samples or not 0 < relative < math.inf:
+            return None
+        error, power = (np.concatenate([each[k][:, index] for each in self.samples]) for k in (0, 1))
+        square = self.error[index] / relative**2
+        if square > self.power[index] * (1 + SCALE_ROUNDING):
+            power = np.full(len(error), square / len(error))
+        return root_interval(error, power)
 
-def slices_along(axis: int, error: Floats, power: Floats) -> SliceErrors:
+
+def slices_along(axis: int, error: Floats, power: Floats, rows: int = 1) -> SliceErrors:
     """Return the sums of one run along an axis.
 
     Args:
         axis: the axis.
         error: squared differences.
         power: squares of the original, of the same shape.
+        rows: samples in the run.
     """
     others = tuple(k for k in range(error.ndim) if k != axis)
     each = error.size // max(error.shape[axis], 1)
-    return SliceErrors(axis=axis, error=error.sum(others), power=power.sum(others), each=each)
+    total, whole = error.sum(others), power.sum(others)
+    samples = ((total[None], whole[None]),)
+    if rows > 1 and axis and error.shape[0] == rows:
+        samples = ((error.sum(others[1:]), power.sum(others[1:])),)
+    return SliceErrors(axis=axis, error=total, power=whole, each=each, samples=samples)
 
 
 def bound_errors(relative: Floats) -> Floats:

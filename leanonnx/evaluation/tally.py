@@ -212,7 +212,7 @@ def tally_of(
         complex_input: an input is an image of two channels.
     """
     kind = output_kind(wanted, rows, channels_last, complex_input)
-    sums = _sums(wanted, computed, kind, labelled)
+    sums = _sums(wanted, computed, kind, labelled, rows)
     samples = _sample_sums(sums, wanted, computed, kind, rows)
     return replace(sums, variety=variety_of(wanted, rows), mean=sum_samples(wanted, rows), samples=samples), kind
 
@@ -229,7 +229,7 @@ def _sample_sums(
     )
 
 
-def _sums(wanted: Array, computed: Array, kind: tuple[str, int], labelled: Sequence[int]) -> Tally:
+def _sums(wanted: Array, computed: Array, kind: tuple[str, int], labelled: Sequence[int], rows: int = 1) -> Tally:
     """Sums of squares and choices of one run."""
     name, axis = kind
     if wanted.shape != computed.shape:
@@ -244,7 +244,7 @@ def _sums(wanted: Array, computed: Array, kind: tuple[str, int], labelled: Seque
     errors[~np.isfinite(errors)] = math.inf
     finite = np.isfinite(a)
     powers = np.where(finite, a, 0.0) ** 2
-    slices = tuple(slices_along(k, errors, powers) for k in slice_axes(wanted, kind, labelled)) if a.size else ()
+    slices = tuple(slices_along(k, errors, powers, rows) for k in slice_axes(wanted, kind, labelled)) if a.size else ()
     sums = Tally(
         error=float(np.sum(errors)),
         power=float(np.sum(powers)),

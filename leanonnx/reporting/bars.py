@@ -39,11 +39,10 @@ def progress_bar(console: Console) -> Iterator[Progress]:
             seconds = left.update(stage, done)
             notes = [short_name(item), "" if seconds is None else left_text(seconds)]
             note, name = ", ".join(filter(None, notes)), stage_text(stage)
-            known = bars.tasks[0].total is not None
-            if known and done is None:  # rich takes a total of None for no change
+            (shown,) = bars.tasks
+            if shown.finished or (shown.total is not None and done is None):  # rich takes a total of None for no change
                 bars.remove_task(task)
                 task = bars.add_task(name, total=None, note=note)
-                return
             bars.update(task, description=name, total=None if done is None else 1.0, completed=done or 0.0, note=note)
 
         yield show

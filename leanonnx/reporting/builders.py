@@ -6,7 +6,8 @@ from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.product_costs import products
 from leanonnx.evaluation.deviation import Fidelity
-from leanonnx.evaluation.intervals import IntervalEnds
+from leanonnx.evaluation.intervals import DeviationIntervals, IntervalEnds
+from leanonnx.evaluation.plausibility import is_by_chance
 from leanonnx.evaluation.slices import ChannelDeviation
 from leanonnx.formatting import json_value
 from leanonnx.graph.nodes import name_of, node_title
@@ -118,12 +119,7 @@ def fidelity_row(fidelity: Fidelity) -> FidelityRow:
             top5=one.top5,
             worst_channel=worst_channel(one.channels),
             vacuous=one.vacuous or None,
-            intervals=IntervalsRow(
-                relative_l2=interval_row(one.intervals.relative_l2),
-                psnr=interval_row(one.intervals.psnr),
-                top1=interval_row(one.intervals.top1),
-                top5=interval_row(one.intervals.top5),
-            ),
+            intervals=intervals_row(one.intervals),
         )
         for one in fidelity.outputs
     }
@@ -136,8 +132,19 @@ def fidelity_row(fidelity: Fidelity) -> FidelityRow:
             after=fidelity.after,
             before_interval=interval_row(fidelity.before_interval),
             after_interval=interval_row(fidelity.after_interval),
+            by_chance=is_by_chance(fidelity) or None,
         )
     return FidelityRow(fidelity.samples, outputs, metric)
+
+
+def intervals_row(intervals: DeviationIntervals) -> IntervalsRow:
+    """The intervals of the measures of a deviation."""
+    return IntervalsRow(
+        relative_l2=interval_row(intervals.relative_l2),
+        psnr=interval_row(intervals.psnr),
+        top1=interval_row(intervals.top1),
+        top5=interval_row(intervals.top5),
+    )
 
 
 def interval_row(interval: IntervalEnds | None) -> IntervalRow | None:
@@ -147,7 +154,14 @@ def interval_row(interval: IntervalEnds | None) -> IntervalRow | None:
 
 def worst_channel(channels: ChannelDeviation | None) -> WorstChannel | None:
     """The slice of an output that deviates most; None for an output without channels."""
-    return None if channels is None else WorstChannel(channels.axis, channels.index, json_value(channels.relative_l2))
+    if channels is None:
+        return None
+    return WorstChannel(
+        axis=channels.axis,
+        index=channels.index,
+        relative_l2=json_value(channels.relative_l2),
+        interval=interval_row(channels.interval),
+    )
 
 
 def comparison_row(timing: TimingComparison) -> ComparisonRow:

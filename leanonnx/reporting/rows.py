@@ -80,17 +80,21 @@ class ProofRow:
     outputs: Mapping[str, float]
 
 
-@dataclass(frozen=True)
+IntervalRow = tuple[float | None, float | None]
+"""Ends of an interval; None where one is infinite."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorstChannel:
-    """The slice of an output along ``axis`` that deviates most; ``relative_l2`` is None where it is infinite."""
+    """The slice of an output along ``axis`` that deviates most; ``relative_l2`` is None where it is infinite.
+
+    ``interval``: 95 % confidence interval over other samples; None where there is none.
+    """
 
     axis: int
     index: int
     relative_l2: float | None
-
-
-IntervalRow = tuple[float | None, float | None]
-"""Ends of an interval; None where one is infinite."""
+    interval: Annotated[IntervalRow | None, OPTIONAL] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +142,7 @@ class MetricChange:
     """The metric that labels give, of the original and of the compressed model; ``better``: higher or lower.
 
     ``before_interval``, ``after_interval``: 95 % confidence intervals over other samples; None where there are none.
+    ``by_chance``: True if the original scores no better than by chance; None if it does.
     """
 
     name: str
@@ -146,6 +151,7 @@ class MetricChange:
     after: float | None
     before_interval: Annotated[IntervalRow | None, OPTIONAL] = None
     after_interval: Annotated[IntervalRow | None, OPTIONAL] = None
+    by_chance: Annotated[bool | None, OPTIONAL] = None
 
 
 @dataclass(frozen=True)

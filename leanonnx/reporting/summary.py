@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from leanonnx.formatting import UNIT_SPACE, percent_text
+from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT, ImageFormat
+from leanonnx.formatting import UNIT_SPACE, percent_text, printable_name
 from leanonnx.recovery.draft import ADVISED_SAMPLES
 from leanonnx.reporting.remarks import interval_text, percent_interval, score_text
 from leanonnx.reporting.reports import CompressionReport
 from leanonnx.reporting.rows import LatencyRow, MetricChange, OutputDeviation
 from leanonnx.runtime.timing import FASTER, SLOWER
 from leanonnx.selection.metrics import LATENCY, METRICS
-from leanonnx.spelling import call_text, option
-from leanonnx.surgery.recipe import ARRAYS_NAME
+from leanonnx.spelling import call_text, current_spelling, option
+from leanonnx.surgery.recipe import ARRAYS_NAME, image_words
 
 Mood = Literal["good", "plain", "bad"]
 MOODS: tuple[Mood, ...] = ("good", "plain", "bad")
@@ -30,9 +31,15 @@ GOOD_DROP, BAD_DROP = 0.02, 0.1
 """Drop of a score that is a share, up to which it is good, and from which it is bad."""
 GOOD_GROWTH, BAD_GROWTH = 1.1, 1.5
 """Factor by which an error that labels give may grow, likewise."""
+MAX_HALVED_BUDGET = 0.98
+"""Budget above which none that removes half as much is named."""
+LEAST_LIMIT, ROUNDING = 1e-6, 1e-9
+"""Limit of a deviation that is zero, and the share by which floats may miss a decimal."""
 SPEEDUP_TOLERANCE = 1.0001
 """Factor by which the rounded speed-up may miss the budget."""
 MODEL_SUFFIX = ".onnx"
+DATA = "DATA"
+"""Stands for samples that have no path."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +85,45 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class SummaryContext:
-    """What a report does not hold: the options in the plan, and both files as the user named them."""
+    """What a report does not hold, for the commands of the next step.
+
+    Attributes:
+        options: those in the plan.
+        source, output: both files as the user named them.
+        images: the format of photographs in the data.
+        libraries: of custom operators.
+        timed: the options of ``bench`` under which the result was timed.
+    """
 
     options: Mapping[str, Any]
     source: str
     output: str
+    images: ImageFormat = DEFAULT_IMAGE_FORMAT
+    libraries: tuple[str, ...] = ()
+    timed: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> str:
+        """The network that the result is compared with."""
+        return str(self.options.get("teacher") or self.source)
+
+    @property
+    def data(self) -> dict[str, object]:
+        """The options that name the samples, and say how they become inputs; none without samples."""
+        given = self.options.get("calib")
+        if given is None:
+            return {}
+        named: dict[str, object] = {"data": DATA if given == ARRAYS_NAME else Path(given).as_posix()}
+        if self.images == DEFAULT_IMAGE_FORMAT:
+            return named
+        by_word = current_spelling() == "command line"
+        return named | (image_words(asdict(self.images)) if by_word else {"images": self.images})
+
+    @property
+    def model_options(self) -> dict[str, object]:
+        """The options without which the model does not run."""
+        named = {"shape": self.options.get("shapes"), "library": list(self.libraries)}
+        return {name: value for name, value in named.items() if value}
 
 
 def summarise(report: CompressionReport, context: SummaryContext) -> Summary:
@@ -96,8 +137,8 @@ def summarise(report: CompressionReport, context: SummaryContext) -> Summary:
 
 
 def is_unchanged(report: CompressionReport) -> bool:
-    """True if nothing was removed."""
-    return all(cost.before == cost.after for _, cost in report.costs.items())
+    """True if nothing was removed, and no weight was changed."""
+    return not report.weights_changed and all(cost.before == cost.after for _, cost in report.costs.items())
 
 
 def worst_output(outputs: Mapping[str, OutputDeviation]) -> str:
@@ -129,19 +170,33 @@ def _size(report: CompressionReport) -> Statement:
 
 
 def _accuracy(report: CompressionReport) -> Statement:
+    """The worst of all statements on outputs, or the score in their place where it tells more."""
     now = report.deviation
     if now is None:
         return Statement("outputs unchanged", "good") if report.lossless else Statement("accuracy not known", "plain")
-    name = worst_output(now.outputs)
-    output, metric = now.outputs[name], now.metric
-    mood = _agreement_mood(output) if output.top1 is not None else _error_mood(report, name)
-    if metric is not None:
-        mood = _metric_mood(metric)
-    if report.tolerance is not None:
-        mood = "good" if report.tolerance.met else "bad"
+    telling = {name: output for name, output in now.outputs.items() if not output.vacuous}
+    if not telling and report.headline is None and report.tolerance is None:
+        return Statement("accuracy not known, as the outputs are the same on all samples", "plain")
+    first = worst_output(now.outputs)
+    names = [first, *(name for name in telling or now.outputs if name != first)]
+    statements = [_output_statement(report, name) for name in names]
+    worst = max(statements, key=lambda each: MOODS.index(each.mood))  # the first of those
+    if now.metric is not None and not now.metric.by_chance:
+        score = Statement(score_text(now.metric), _metric_mood(now.metric))
+        is_all = len(statements) == 1 or MOODS.index(score.mood) >= MOODS.index(worst.mood)
+        worst = score if is_all else worst
     if report.headline is not None:
-        mood = "bad"
-    return Statement(score_text(metric) if metric is not None else accuracy_text(output), mood)
+        return replace(worst, mood="bad")
+    return replace(worst, mood="good" if report.tolerance.met else "bad") if report.tolerance is not None else worst
+
+
+def _output_statement(report: CompressionReport, name: str) -> Statement:
+    """The statement on one output, with its name if there are others."""
+    assert report.deviation is not None
+    output = report.deviation.outputs[name]
+    mood = _agreement_mood(output) if output.top1 is not None else _error_mood(report, name)
+    which = f"output '{printable_name(name)}': " if len(report.deviation.outputs) > 1 else ""
+    return Statement(f"{which}{accuracy_text(output)}", mood)
 
 
 def accuracy_text(output: OutputDeviation) -> str:
@@ -207,51 +262,81 @@ def _over_budget(report: CompressionReport, options: Mapping[str, Any]) -> str:
 
 def _next_step(report: CompressionReport, context: SummaryContext, speed: Statement, accuracy: Statement) -> str:
     """The one step that helps most: more inputs, a milder budget, training, timing again; if all is well, a check."""
-    source, output, recovery = context.source, context.output, report.recovery
+    source, output, now = context.source, context.output, report.deviation
     if is_unchanged(report):
-        return f"see what may not be removed, and why: {call_text('inspect', source)}"
-    if report.deviation is None and not report.lossless:
+        return f"see what may not be removed, and why: {call_text('inspect', source, **context.model_options)}"
+    if now is None and not report.lossless:
         return f"give {ADVISED_SAMPLES} real inputs or more, without labels, with {option('calib')}: they fit the " + (
             "weights and measure the accuracy"
         )
+    if now is not None and now.metric is not None and now.metric.by_chance:
+        return "correct the labels, or how the inputs are scaled: the original itself scores no better than by chance"
+    if now is not None and all(each.vacuous for each in now.outputs.values()):
+        return f"give samples with {option('calib')} on which the outputs of the original differ"
+    if accuracy.mood != "good":
+        return _step_to_accuracy(report, context, accuracy)
+    if _over_budget(report, context.options):
+        held = call_text("inspect", source, **context.model_options)
+        return f"see what keeps the model from becoming smaller: {held}"
+    if speed.mood == "bad":
+        again = call_text("bench", source, output, **context.timed, **context.model_options)
+        return f"time it again while nothing else runs: {again}"
+    options = {**context.data, **_gate(report), **context.model_options}
+    return f"check it in your tests: {call_text('check', context.reference, output, **options)}"
+
+
+def _step_to_accuracy(report: CompressionReport, context: SummaryContext, accuracy: Statement) -> str:
+    """What makes a result more accurate that is not known to be accurate."""
+    recovery, output = report.recovery, context.output
     used = recovery.samples + recovery.held_out if recovery is not None and recovery.samples else 0
-    if accuracy.mood != "good" and context.options.get("recover") == "none":
+    if context.options.get("recover") == "none":
         return f"let {option('recover', 'auto')} fit the weights to the samples"
-    if accuracy.mood != "good" and 0 < used < ADVISED_SAMPLES:
+    if 0 < used < ADVISED_SAMPLES:
         return f"give {ADVISED_SAMPLES} samples or more with {option('calib')} (there were {used}): few fit badly"
     milder = _milder_budget(context.options)
     if accuracy.mood == "bad" and milder:
         return f"remove less: {milder}"
-    if accuracy.mood != "good":
-        tuned = f"{output.removesuffix(MODEL_SUFFIX)}-tuned{MODEL_SUFFIX}"
-        return f"train it on more data: {call_text('finetune', output, tuned, **_data(context), teacher=source)}"
-    if speed.mood == "bad":
-        return f"time it again while nothing else runs: {call_text('bench', source, output)}"
-    return f"check it in your tests: {call_text('check', source, output, **_data(context), **_gate(report))}"
+    if report.quantisation is not None and report.quantisation.kept:
+        return f"stay with floats, which can be trained: leave out {option('int8', True)}"
+    tuned = f"{output.removesuffix(MODEL_SUFFIX)}-tuned{MODEL_SUFFIX}"
+    options = {"data": DATA, **context.data, "teacher": context.reference, **context.model_options}
+    return f"train it on more data: {call_text('finetune', output, tuned, **options)}"
 
 
 def _milder_budget(options: Mapping[str, Any]) -> str:
     """The budget that removes half as much in place of the one that was asked for; empty if none was."""
     for name, metric in METRICS.items():
         asked = options.get(name)
-        if isinstance(asked, float) and asked < 1:
+        if isinstance(asked, float) and asked < MAX_HALVED_BUDGET:
             return f"{option(metric.option, round((1 + asked) / 2, 2))} in place of {option(metric.option, asked)}"
     return ""
 
 
-def _data(context: SummaryContext) -> dict[str, str]:
-    """The option that names the samples; none without them."""
-    given = context.options.get("calib")
-    return {} if given is None else {"data": "DATA" if given == ARRAYS_NAME else Path(given).as_posix()}
-
-
-def _gate(report: CompressionReport) -> dict[str, float]:
-    """A limit that the result keeps, and a worse one would not."""
+def _gate(report: CompressionReport) -> dict[str, object]:
+    """A limit that the result keeps, and a worse one would not: that of its worst output and channel."""
     if report.deviation is None:
         return {"max_deviation": 0.001} if report.lossless else {}
-    output = report.deviation.outputs[worst_output(report.deviation.outputs)]
-    low = output.known.top1[0] if output.known.top1 else None
-    if low is not None:
-        return {"min_agreement": math.floor(100 * low) / 100}
-    high = output.known.relative_l2[1] if output.known.relative_l2 else output.relative_l2
-    return {} if high is None else {"max_deviation": math.ceil(1000 * high) / 1000}
+    outputs = [output for output in report.deviation.outputs.values() if not output.vacuous]
+    lows = [output.known.top1[0] if output.known.top1 else None for output in outputs if output.top1 is not None]
+    least = math.floor(100 * min((low or 0.0 for low in lows), default=0.0)) / 100
+    if least and len(lows) == len(outputs):
+        return {"min_agreement": least}
+    highs = [high for output in outputs for high in _largest_errors(output)]
+    known = [high for high in highs if high is not None]
+    return {"max_deviation": _rounded_up(max(known))} if known and len(known) == len(highs) else {}
+
+
+def _largest_errors(output: OutputDeviation) -> list[float | None]:
+    """Upper ends of the relative errors of an output and of its worst channel; None is infinite."""
+    worst = output.worst_channel
+    sides = [(output.relative_l2, output.known.relative_l2)]
+    sides += [] if worst is None else [(worst.relative_l2, worst.interval)]
+    return [interval[1] if interval else value for value, interval in sides]
+
+
+def _rounded_up(number: float) -> float:
+    """A number with two digits, not smaller."""
+    if number <= 0:
+        return LEAST_LIMIT
+    unit = 10.0 ** (math.floor(math.log10(number)) - 1)
+    return float(f"{math.ceil(number / unit * (1 - ROUNDING)) * unit:.2g}")

@@ -56,9 +56,7 @@ class Recipe:
         else:
             words = [option("calib", self.calib, shlex.quote(self.calib))]
         if self.images is not None:
-            names = ("preprocessor", "layout") if self.images.get("preprocessor") else IMAGE_OPTIONS
-            given = [name for name in names if self.images.get(name) is not None]
-            words += [option(name, self.images[name], _option_text(name, self.images)) for name in given]
+            words += [option(name, self.images[name], text) for name, text in image_words(self.images).items()]
         return " ".join([*words, *([option("seed", self.seed)] if self.seed else [])])
 
 
@@ -100,6 +98,12 @@ def _relative_path(folder: Path, path: Path) -> str:
         return Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:  # on Windows, another drive
         return path.as_posix()
+
+
+def image_words(images: Mapping[str, Any]) -> dict[str, str]:
+    """The options that say how images become inputs, as typed."""
+    names = ("preprocessor", "layout") if images.get("preprocessor") else IMAGE_OPTIONS
+    return {name: _option_text(name, images) for name in names if images.get(name) is not None}
 
 
 def _option_text(name: str, images: Mapping[str, Any]) -> str:

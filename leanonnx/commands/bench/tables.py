@@ -15,6 +15,7 @@ from leanonnx.formatting import count_text, shape_text
 from leanonnx.reporting.rows import ComparisonRow
 from leanonnx.reporting.tables import warning_lines
 from leanonnx.runtime.timing import FASTER, MIN_MARGIN, SLOWER
+from leanonnx.spelling import call_text, option, verb
 
 BYTES_PER_MB = 1e6
 VERDICT_STYLES = {FASTER: "green", SLOWER: "red"}
@@ -78,7 +79,42 @@ def bench_tables(report: BenchReport) -> RenderableType:
     """The tables of ``leanonnx bench``."""
     title = report.before if report.after is None else f"{report.before} → {report.after}"
     parts = [part for row in report.results for part in (*_case_parts(row), Text(""))]
-    return Group(Text(title, style="bold"), Text(""), *parts, *_fixed_parts(report))
+    worst = worst_case(report)
+    style = "bold" if worst.comparison is None else VERDICT_STYLES.get(worst.comparison.verdict, "bold yellow")
+    text = bench_verdict(report)
+    ends = [Text(""), Text(f"Next: {next_step(report)}", style="bold"), Text(f"{title}: {text}", style=style)]
+    return Group(
+        Text(f"{text[:1].upper()}{text[1:]}", style=style), Text(title), Text(""), *parts, *_fixed_parts(report), *ends
+    )
+
+
+def worst_case(report: BenchReport) -> CaseRow:
+    """The case with the least speed-up, or the one that takes longest."""
+    return min(report.results, key=lambda row: row.comparison.speedup if row.comparison else -row.before.median_ms)
+
+
+def bench_verdict(report: BenchReport) -> str:
+    """The first and last line: the median time, or the ratio of both, in the worst case."""
+    worst = worst_case(report)
+    where = f", in the worst of {count_text(len(report.results), 'case')}" if len(report.results) > 1 else ""
+    if worst.comparison is None:
+        times = worst.before
+        return f"{times.median_ms:.3f} ms, 10th to 90th percentile {times.p10_ms:.3f} to {times.p90_ms:.3f}{where}"
+    low, high = worst.comparison.interval
+    ratio = f"{worst.comparison.speedup:.2f} times as fast ({low:.2f} to {high:.2f}){where}"
+    return ratio if worst.comparison.verdict == FASTER else f"{worst.comparison.verdict}: {ratio}"
+
+
+def next_step(report: BenchReport) -> str:
+    """What to do now, by the verdict of the worst case."""
+    row = worst_case(report).comparison
+    if row is None:
+        return f"make it faster: {call_text('compress', report.before, 'OUT.onnx', latency=0.5)}"
+    if row.verdict == FASTER:
+        return f"compare what both compute: {call_text('check', report.before, str(report.after))}"
+    if row.verdict == SLOWER:
+        return f"let `{verb('calibrate-device')}` measure which widths this machine runs fast"
+    return f"time them while nothing else runs, and longer: {option('seconds', 4 * report.fixed.seconds)}"
 
 
 def _case_parts(row: CaseRow) -> list[RenderableType]:

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leanonnx.commands.check.rows import CheckReport, GateRow, InputFidelityRow
-from leanonnx.commands.check.texts import gate_text, limit_text, number_text, verdict_text
+from leanonnx.commands.check.texts import gate_text, limit_text, next_step, number_text, verdict_text
 from leanonnx.commands.check.verdicts import FAILED, PASSED, SKIPPED
 from leanonnx.formatting import count_text, printable_name
 from leanonnx.reporting.summary import accuracy_text, worst_output
@@ -26,12 +26,15 @@ def check_tables(report: CheckReport) -> RenderableType:
     for line in lines:
         table.add_row(*(line[name] for name in columns))
     status = PASSED if report.passed else FAILED
+    verdict = Text.assemble(Text(status.upper(), STATUS_STYLES[status]), f": {verdict_text(report)}")
     return Group(
+        verdict,
         Text(f"{report.base} → {report.new}", style="bold"),
         table,
         *(Text(f"Note: {text}") for text in report.notes),
         *_inputs_lines(report),
-        Text.assemble(Text(status.upper(), STATUS_STYLES[status]), f": {verdict_text(report)}"),
+        Text(f"Next: {next_step(report)}", style="bold"),
+        verdict,
     )
 
 

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from leanonnx.commands.check.gates import GATES
+from leanonnx.commands.check.gates import (
+    AGREEMENT,
+    BATCHES,
+    DEVIATION,
+    DROP,
+    FINITE,
+    GATES,
+    INTERFACE,
+    LATENCY_MS,
+    LIMITED_GATES,
+    RUNS,
+    SPEEDUP,
+    VALID,
+)
 from leanonnx.commands.check.rows import CheckReport, GateRow
 from leanonnx.commands.check.verdicts import FAILED, PASSED, SKIPPED
+from leanonnx.spelling import option, verb
 
 ROUND_FROM = 1000
 """Numbers from here on are written without decimals."""
@@ -16,6 +30,22 @@ def verdict_text(report: CheckReport) -> str:
     count, skipped = len(report.gates_with(status)), len(report.gates_with(SKIPPED))
     names = f": {', '.join(report.failed)}" if report.failed else ""
     return f"{count} of {len(report.gates)} gates {status}{f', {skipped} skipped' if skipped else ''}{names}"
+
+
+def next_step(report: CheckReport) -> str:
+    """What to do now, by the gravest of the gates that failed."""
+    failed = set(report.failed)
+    if failed & {VALID, INTERFACE, RUNS, BATCHES, FINITE}:
+        return "export or compress NEW again: it cannot take the place of BASE"
+    if failed & {DEVIATION, AGREEMENT, DROP}:
+        return f"train NEW on more data with `{verb('finetune')}`, or remove less"
+    if failed & {SPEEDUP, LATENCY_MS}:
+        return f"time them again while nothing else runs, with {option('seconds', 20)}"
+    if failed:
+        return f"remove more, or allow more: {', '.join(report.failed)}"
+    if not any(gate.gate in LIMITED_GATES for gate in report.gates):
+        return f"set a limit, such as {option('max_deviation', 0.01)}"
+    return f"keep this check in CI, which reads what {option('junit')} writes"
 
 
 def gate_text(gate: GateRow) -> str:

@@ -17,6 +17,8 @@ from leanonnx.commands.check.gates import AGREEMENT, DETERMINISTIC, DEVIATION, F
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.evaluation.tally import Deviation
 from leanonnx.formatting import count_text
+from leanonnx.reporting.builders import interval_row
+from leanonnx.reporting.remarks import interval_text, percent_interval
 from leanonnx.runtime.timing import Timing, TimingComparison
 from leanonnx.spelling import option
 
@@ -95,10 +97,14 @@ def deviation_verdict(limit: GateLimit, fidelities: Mapping[str, Fidelity], vacu
     if vacuous:
         return Verdict(gate=DEVIATION, status=FAILED, detail=_vacuous_text(vacuous), measured=None, limit=limit.number)
     source, worst = max(_outputs(fidelities), key=lambda pair: pair[1].worst)
+    in_channel = worst.channels is not None and worst.worst > worst.relative_l2
+    interval = worst.channels.interval if worst.channels and in_channel else worst.intervals.relative_l2
     text = f"'{worst.output}' on {source}"
     if not math.isfinite(worst.worst):
         text += ": NaN or infinite, of another shape, or not zero as BASE's is"
-    elif worst.channels and worst.worst > worst.relative_l2:
+    else:
+        text += interval_text(interval_row(interval), "{:.3g}".format)
+    if math.isfinite(worst.worst) and worst.channels and in_channel:
         text += f", no. {worst.channels.index} along axis {worst.channels.axis}; the whole {worst.relative_l2:.4g}"
     return Verdict(
         gate=DEVIATION,
@@ -130,7 +136,9 @@ def agreement_verdict(
         same = {output: vacuous[output] for _, _, output in every}
         return Verdict(gate=AGREEMENT, status=FAILED, detail=_vacuous_text(same), measured=None, limit=limit.number)
     worst, source, output = min(shares)
-    text = f"'{output}' on {source}, {fidelities[source].samples} samples"
+    own = next(one for name, one in _outputs(fidelities) if (name, one.output) == (source, output))
+    interval = percent_interval(interval_row(own.intervals.top1))
+    text = f"'{output}' on {source}, {fidelities[source].samples} samples{interval}"
     return Verdict(
         gate=AGREEMENT, status=status_of(worst >= limit.number), detail=text, measured=worst, limit=limit.number
     )

@@ -29,7 +29,7 @@ from leanonnx.commands.compress.stage import Stage, optional, run_stages
 from leanonnx.commands.compress.timing import time_candidate
 from leanonnx.commands.compress.tolerance import recover_and_compare, within_tolerances
 from leanonnx.data.files import sample_files
-from leanonnx.data.samples import Dataset
+from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT, Dataset, ImageFormat
 from leanonnx.effort import Deadline
 from leanonnx.errors import OptionError, Refusal
 from leanonnx.evaluation.deviation import Fidelity
@@ -104,6 +104,7 @@ class CompressResult:
         copied: constants that surgery copied for each of their readers; None if it was not asked to.
         folded: weights that the file computes from constants and the result stores.
         restored: file that weights were taken from, as a plan recorded.
+        images: the format of photographs in the data.
     """
 
     dag: ChannelDag
@@ -130,6 +131,7 @@ class CompressResult:
     restored: Path | None = None
     replaced: Trial | None = None
     quantisation: Quantisation | None = None
+    images: ImageFormat = DEFAULT_IMAGE_FORMAT
 
     @property
     def deviation(self) -> Fidelity | None:
@@ -285,6 +287,7 @@ def _result(candidate: Candidate, plan: Plan) -> CompressResult:
         restored=refit.restored,
         replaced=candidate.trial.instead_of,
         quantisation=candidate.quantisation,
+        images=job.options.images,
     )
 
 

@@ -77,7 +77,16 @@ def compression_report(result: CompressResult) -> CompressionReport:
 
 def summary_context(result: CompressResult, source: str, output: str) -> SummaryContext:
     """What the summary of a compression needs besides its report; ``source`` and ``output`` are the paths as given."""
-    return SummaryContext(options=result.plan.options, source=source, output=output)
+    setting = result.setting
+    provider = {} if setting.provider == "cpu" else {"provider": setting.provider}
+    return SummaryContext(
+        options=result.plan.options,
+        source=source,
+        output=output,
+        images=result.images,
+        libraries=tuple(map(str, result.dag.model.libraries)),
+        timed={**provider, "threads": setting.threads},
+    )
 
 
 def _replaced_row(first: Trial | None) -> ReplacedRow | None:

@@ -169,7 +169,8 @@ def _worst_channel_text(output: OutputDeviation) -> str:
     worst = output.worst_channel
     if worst is None:
         return ""
-    return f"{'∞' if worst.relative_l2 is None else format(worst.relative_l2, '.4g')} (no. {worst.index})"
+    number = "∞" if worst.relative_l2 is None else f"{worst.relative_l2:.3g}"
+    return f"{number}{interval_text(worst.interval, '{:.3g}'.format)}, no. {worst.index}"
 
 
 def _change_text(first: float | None, now: float | None, kept: bool, form: Callable[[float], str]) -> str:

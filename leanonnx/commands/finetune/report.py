@@ -22,7 +22,7 @@ from leanonnx.commands.finetune.steps import PruningStep, PruningSteps
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.evaluation.tally import Deviation
 from leanonnx.formatting import json_value
-from leanonnx.reporting.builders import worst_channel
+from leanonnx.reporting.builders import interval_row, intervals_row, worst_channel
 
 
 def finetune_report(result: FinetuneResult) -> FinetuneReport:
@@ -79,7 +79,7 @@ def _parity_row(trip: RoundTrip) -> ParityRow:
 
 def _fidelity_row(fidelity: Fidelity) -> TrainedFidelityRow:
     outputs = {deviation.output: _output_row(deviation) for deviation in fidelity.outputs}
-    return TrainedFidelityRow(outputs, json_value(fidelity.after))
+    return TrainedFidelityRow(outputs, json_value(fidelity.after), interval_row(fidelity.after_interval))
 
 
 def _output_row(deviation: Deviation) -> TrainedOutputRow:
@@ -93,4 +93,5 @@ def _output_row(deviation: Deviation) -> TrainedOutputRow:
         reshaped=deviation.reshaped,
         vacuous=deviation.vacuous,
         worst_channel=worst_channel(deviation.channels),
+        intervals=intervals_row(deviation.intervals),
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from leanonnx.reporting.encoding import INLINE, OPTIONAL
-from leanonnx.reporting.rows import REPORT_SCHEMA, WorstChannel
+from leanonnx.reporting.rows import REPORT_SCHEMA, IntervalRow, IntervalsRow, WorstChannel
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,16 @@ class TrainedOutputRow:
     reshaped: bool
     vacuous: str
     worst_channel: WorstChannel | None
+    intervals: IntervalsRow
 
 
 @dataclass(frozen=True)
 class TrainedFidelityRow:
-    """Deviation of each output, and the ``value`` of the metric where there are labels."""
+    """Deviation of each output, and the ``value`` of the metric where there are labels, with its interval (95 %)."""
 
     outputs: Mapping[str, TrainedOutputRow]
     value: float | None
+    interval: Annotated[IntervalRow | None, OPTIONAL] = None
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,15 @@ from rich.text import Text
 
 from leanonnx.commands.finetune.rows import FinetuneReport, HeldOutRow, StepRow, TrainedOutputRow, TrainingRow
 from leanonnx.formatting import count_text
+from leanonnx.reporting.remarks import interval_text
+from leanonnx.reporting.rows import IntervalRow
 from leanonnx.reporting.tables import headline_lines, other_warnings, warning_lines
 
 MAX_NAMES = 6
 """Number of names in a line."""
+MEASURES = {"relative_l2": "{:.4f}", "top1": "{:.1%}", "psnr": "{:.1f}"}
+MEASURE_TEXTS = {"relative_l2": "relative error", "top1": "same class", "psnr": "PSNR, dB"}
+"""The measures of an output that are shown: format and name."""
 
 
 def finetune_tables(report: FinetuneReport, output: str) -> RenderableType:
@@ -52,19 +57,20 @@ def _held_out_table(row: HeldOutRow) -> Table:
     table.add_column("after", justify="right")
     table.add_row("loss", _cell(row.loss.before, "{:.4g}"), _cell(row.loss.after, "{:.4g}"))
     if row.metric:
-        table.add_row(row.metric, _cell(row.before.value, "{:.4g}"), _cell(row.after.value, "{:.4g}"))
+        sides = (row.before.value, row.before.interval), (row.after.value, row.after.interval)
+        table.add_row(row.metric, *(_cell(value, "{:.4g}", interval) for value, interval in sides))
     for name, before in row.before.outputs.items():
-        for measure, numbers, form in _measures(before, row.after.outputs[name]):
-            if numbers[0] is not None:
-                table.add_row(f"{name}: {measure}", *(_cell(number, form) for number in numbers))
+        for measure, form in MEASURES.items():
+            sides = _measure(before, measure), _measure(row.after.outputs[name], measure)
+            if sides[0][0] is not None:
+                cells = (_cell(value, form, interval) for value, interval in sides)
+                table.add_row(f"{name}: {MEASURE_TEXTS[measure]}", *cells)
     return table
 
 
-def _measures(before: TrainedOutputRow, after: TrainedOutputRow) -> Iterator[tuple[str, Sequence[float | None], str]]:
-    """The measures of an output: name, values before and after, format."""
-    yield "relative error", (before.relative_l2, after.relative_l2), "{:.4f}"
-    yield "same class", (before.top1, after.top1), "{:.1%}"
-    yield "PSNR, dB", (before.psnr, after.psnr), "{:.1f}"
+def _measure(row: TrainedOutputRow, name: str) -> tuple[float | None, IntervalRow | None]:
+    """A measure of an output, with its interval."""
+    return getattr(row, name), getattr(row.intervals, name)
 
 
 def _step_line(step: StepRow) -> Text:
@@ -74,5 +80,5 @@ def _step_line(step: StepRow) -> Text:
     return Text(f"step {step.step}: {share.reached:.4f} of the {metric}, held-out loss {before} → {after}")
 
 
-def _cell(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)
+def _cell(value: float | None, form: str, interval: IntervalRow | None = None) -> str:
+    return "–" if value is None else f"{form.format(value)}{interval_text(interval, form.format)}"

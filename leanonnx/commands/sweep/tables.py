@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from leanonnx.commands.sweep.rows import CurveRow, KneeRow, LeastRow, PointRow, SweepReport
+from leanonnx.commands.sweep.rows import ConditionsRow, CurveRow, KneeRow, LeastRow, PointRow, SweepReport
+from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
 from leanonnx.formatting import count_text, percent_text
 from leanonnx.reporting.remarks import interval_text, score_text
 from leanonnx.reporting.rows import IntervalsRow
 from leanonnx.reporting.tables import headline_lines, other_warnings, warning_lines
 from leanonnx.selection.metrics import METRICS
-from leanonnx.spelling import option
+from leanonnx.spelling import call_text, option
+from leanonnx.surgery.recipe import ARRAYS_NAME, image_words
 
 KNEE_MEANING = "furthest above the diagonal when both axes are brought to [0, 1] (Kneedle)"
 
@@ -25,7 +28,42 @@ def sweep_tables(report: SweepReport) -> RenderableType:
     parts = [part for curve in report.models for part in (Text(""), *_curve_parts(curve, heading))]
     written = Text(f"Written: {', '.join(report.files.values())}")
     head = [*headline_lines(report.headline), *warning_lines(other_warnings(report))]
-    return Group(*head, *parts, Text(""), *_condition_lines(report), written)
+    verdict = sweep_verdict(report)
+    style = "bold green" if report.exit_code == 0 and report.headline is None else "bold yellow"
+    step = Text(f"Next: {next_step(report)}", style="bold", no_wrap=True, overflow="ignore")
+    ends = [written, Text(""), step, Text(verdict, style=style)]
+    return Group(Text(verdict, style=style), *head, *parts, Text(""), *_condition_lines(report), *ends)
+
+
+def sweep_verdict(report: SweepReport) -> str:
+    """The first and last line: the points that were reached, and where the knees are."""
+    reached = sum(point.code == 0 for point in report.points)
+    heading = option(METRICS[report.unit].option)
+    knees = [f"{curve.name} {_short(curve.knee.asked)}" for curve in report.models if curve.knee.asked is not None]
+    where = f"; knee at {heading}: {', '.join(knees)}" if knees else "; no knee"
+    return f"{reached} of {count_text(len(report.points), 'point')} reached{where}"
+
+
+def next_step(report: SweepReport) -> str:
+    """What to do now: compress to the point within the tolerances, or to the knee; else more points, or milder ones."""
+    name = METRICS[report.unit].option
+    for curve in report.models:
+        asked = curve.least.asked if curve.least is not None else curve.knee.asked
+        if asked is not None:
+            options = {name: asked, **_data(report.about)}
+            return f"compress to it: {call_text('compress', curve.model, 'OUT.onnx', **options)}"
+    if all(point.code for point in report.points):
+        return f"ask for more of the model, such as {option(name, 0.9)}"
+    return f"sweep more fractions, such as {option(name, '0.9,0.75,0.5,0.25')}"
+
+
+def _data(about: ConditionsRow) -> dict[str, object]:
+    """The options that name the samples, and say how they become inputs."""
+    given = about.options.get("calib")
+    if given is None:
+        return {}
+    words = {} if about.images is None or about.images == DEFAULT_IMAGE_FORMAT else image_words(asdict(about.images))
+    return {"calib": "DATA" if given == ARRAYS_NAME else given, **words}
 
 
 def _curve_parts(curve: CurveRow, heading: str) -> list[RenderableType]:
