@@ -19,7 +19,7 @@ import pytest
 
 import leanonnx
 from tests.documented import PAGES, ROOT, furnish
-from tests.helpers import CNN, TIMEOUT, build, called_json, saved, saved_external
+from tests.helpers import CNN, TIMEOUT, build, saved, saved_external
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("olive") is None, reason="needs the extra 'olive' (olive-ai), and its torch"
@@ -74,7 +74,7 @@ def olive(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_recipe_runs(tmp_path: Path) -> None:
-    """Pruned, then in half precision: the two passes know each other's files."""
+    """Pruned, then in half precision by Olive's own pass, and run by onnxruntime."""
     assert WORKFLOW is not None
     furnish(tmp_path, WORKFLOW[1])
     (tmp_path / "workflow.json").write_text(WORKFLOW[1], encoding="utf-8")
@@ -87,10 +87,13 @@ def test_the_recipe_runs(tmp_path: Path) -> None:
     paths = list((tmp_path / json.loads(WORKFLOW[1])["output_dir"]).rglob("*.onnx"))
     assert len(paths) == 1, done.stdout + done.stderr
     path = paths[0]
-    costs = [called_json("inspect", each)["macs"] for each in (tmp_path / "classifier.onnx", path)]
-    assert costs[1] <= 0.5 * costs[0]
-    weights = [t for t in onnx.load(path).graph.initializer if len(t.dims) == 4]
-    assert {tensor.data_type for tensor in weights} == {onnx.TensorProto.FLOAT16}
+    kernels = [
+        [tensor for tensor in onnx.load(each).graph.initializer if len(tensor.dims) == 4]
+        for each in (tmp_path / "classifier.onnx", path)
+    ]
+    before, after = (sum(int(np.prod(tensor.dims)) for tensor in each) for each in kernels)
+    assert after < 0.7 * before
+    assert {tensor.data_type for tensor in kernels[1]} == {onnx.TensorProto.FLOAT16}
     with np.load(tmp_path / "inputs.npz") as arrays:
         x = arrays["x"]
     outputs = [
