@@ -83,6 +83,8 @@ class Material:
         done = run([*launcher, COMMAND, "check", base, new, "--data", data, "--max-deviation", LOOSEST, "--json"])
         if not done.report:
             raise RuntimeError(f"{name}: {done.message}")
+        if not done.report["deviation"]:
+            raise RuntimeError("; ".join(gate["detail"] for gate in done.report["gates"] if gate["status"] == "failed"))
         (deviation,) = done.report["deviation"]
         found: Row = {"samples": deviation["samples"], **worst_of(deviation["outputs"])}
         if deviation["metric"]:
