@@ -42,7 +42,7 @@ def test_analysis_agrees_with_inspect(model: Path) -> None:
         assert to_json(found.why("r1", 3)) == called_json("inspect", model, "--why", "r1:3")
         assert to_json(found.why("r1")) == called_json("inspect", model, "--why", "r1")
         assert repr(found) == f"<3 layers, {row['kernels']} kernels; 26 channels, 6 of them pinned>"
-    with pytest.raises(OptionError, match="why='ghost': no tensor named 'ghost'"):
+    with pytest.raises(OptionError, match="why='ghost': no tensor and no layer named 'ghost' carries channels"):
         found.why("ghost")
     with pytest.raises(OptionError, match="why='r1:8': 'r1' has 8 channels"):
         found.why("r1", 8)

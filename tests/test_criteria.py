@@ -18,6 +18,6 @@ def test_every_name_has_its_function() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_meaning_is_one_sentence_of_the_help(method: Method) -> None:
-    text = " ".join(called("compress", "--help").stdout.split())
+    text = " ".join(called("compress", "--help").stdout.replace("│", " ").split())
     assert f" {method}: {meaning(method)} " in text
     assert meaning(method).endswith(".")

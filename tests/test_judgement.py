@@ -165,7 +165,7 @@ def test_a_ruined_result_is_the_first_line(folder: Path) -> None:
     done = called(*options, cwd=folder)
     assert done.returncode == 0, done.stderr
     first = " ".join(done.stdout.split())
-    assert first.startswith("WARNING: the result is ruined: ")
+    assert first.startswith("The result is ruined. ") and "WARNING: the result is ruined: " in first
     for remedy in ("give at least 128 samples (there were 24)", "--recover auto", "keep more than --keep 0.05"):
         assert remedy in first
     assert "or train it with leanonnx finetune" in first and first.count("the result is ruined") == 1

@@ -10,7 +10,7 @@ from typing import Annotated, get_args
 import typer
 from platformdirs import user_config_path
 
-from leanonnx.checks import DECIMAL_COMMA, read_fraction
+from leanonnx.checks import DECIMAL_COMMA, check_fraction, read_fraction, read_number
 from leanonnx.data import images
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.preprocessor import read_preprocessor
@@ -156,8 +156,14 @@ def fractions(name: str, text: str) -> tuple[float, ...]:
     Raises:
         OptionError: not fractions above 0 and at most 1.
     """
-    parts = [text] if DECIMAL_COMMA.fullmatch(text) and text.startswith("0,") else text.split(",")
-    values = {read_fraction(name, part) for part in parts}
+    if DECIMAL_COMMA.fullmatch(text) and text.startswith("0,"):
+        read_fraction(name, text)
+    try:
+        values = {read_number(name, part, "a fraction", 0.5) for part in text.split(",")}
+    except OptionError as error:
+        raise OptionError(f"--{name} {text}: expected fractions, for example --{name} 0.75,0.5,0.25") from error
+    for value in values:
+        check_fraction(name, value)
     return tuple(sorted(values, reverse=True))
 
 
