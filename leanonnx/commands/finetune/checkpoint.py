@@ -21,7 +21,8 @@ class Checkpoint:
     """The state after an epoch.
 
     ``run``: fingerprint of the request; ``value``: held-out loss of the best state; ``best``: its weights;
-    ``history``: training and held-out loss of each epoch; ``spent``: seconds of training so far.
+    ``history``: training and held-out loss of each epoch; ``spent``: seconds of training so far; ``rate_share``: the
+    learning rates that are used, as a share of those that were asked for.
     """
 
     run: str
@@ -34,6 +35,7 @@ class Checkpoint:
     spent: float
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
+    rate_share: float
 
     @property
     def epochs_without_gain(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,10 @@ FINAL_RATE_SHARE = 0.01
 """Final learning rate as a share of the highest."""
 MAX_GRADIENT_NORM = 5.0
 """Norm to which gradients are clipped."""
+RETREAT_FACTOR, RETREAT_RATE_SHARE = 1.2, 0.3
+"""Held-out loss after an epoch, in units of the best, from which the rate was too large: training goes on from the best
+weights, at this share of the rate.
+"""
 HELD_OUT_SEED = 0x1EA7
 DEFAULT_STEPS = 15000
 """Number of steps if neither epochs nor minutes are given."""
@@ -67,12 +71,16 @@ class _Training:
         self.settings, self.group = settings, group
         self.network = student.network
         self.parallel_student = group.share_gradients(student)
-        self.optimizer = torch.optim.Adam(list(self.network.weights), lr=settings.rate)
+        self.rate_share = 1.0
+        self.optimizer = self._new_optimizer()
         half = torch.float16 if group.device != "cpu" and not torch.cuda.is_bf16_supported() else torch.bfloat16
         self.half = half if settings.amp else None
         self.scaler = torch.amp.GradScaler(enabled=self.half == torch.float16)
         self.spent = 0.0
         self.since = time.monotonic()
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(list(self.network.weights), lr=self.settings.rate)
 
     @property
     def elapsed_seconds(self) -> float:
@@ -93,15 +101,13 @@ class _Training:
 
     def rate(self, step: int) -> float:
         """Learning rate at a step: linear warm-up, then half a cosine, over epochs or, if it ends first, time."""
-        share = self.completed_share(step / self.steps)
+        highest, share = self.rate_share * self.settings.rate, self.completed_share(step / self.steps)
         if share < LEARNING_RATE_WARM_UP_SHARE:
             return (
-                self.settings.rate
-                * (share / LEARNING_RATE_WARM_UP_SHARE + 1 / max(self.steps, 1))
-                / (1 + 1 / max(self.steps, 1))
+                highest * (share / LEARNING_RATE_WARM_UP_SHARE + 1 / max(self.steps, 1)) / (1 + 1 / max(self.steps, 1))
             )
         turn = math.pi * (share - LEARNING_RATE_WARM_UP_SHARE) / (1 - LEARNING_RATE_WARM_UP_SHARE)
-        return self.settings.rate * (FINAL_RATE_SHARE + (1 - FINAL_RATE_SHARE) * (1 + math.cos(turn)) / 2)
+        return highest * (FINAL_RATE_SHARE + (1 - FINAL_RATE_SHARE) * (1 + math.cos(turn)) / 2)
 
     @property
     def epochs(self) -> int:
@@ -193,14 +199,26 @@ class _Training:
             spent=self.elapsed_seconds,
             optimizer=self.optimizer.state_dict(),
             scaler=self.scaler.state_dict(),
+            rate_share=self.rate_share,
         )
+
+    def retreat(self, state: Checkpoint) -> Checkpoint:
+        """Go back to the best weights, and on at a smaller rate."""
+        self._restore(state.best)
+        self.optimizer = self._new_optimizer()
+        self.rate_share = RETREAT_RATE_SHARE * state.rate_share
+        return replace(state, weights=state.best, optimizer=self.optimizer.state_dict(), rate_share=self.rate_share)
 
     def resume(self, state: Checkpoint) -> None:
         """Restore the state of a checkpoint."""
-        self.network.restore(dict(zip(self.network.names, [w.numpy() for w in state.weights], strict=True)))
+        self._restore(state.weights)
         self.optimizer.load_state_dict(state.optimizer)
         self.scaler.load_state_dict(state.scaler)
         self.spent, self.since = state.spent, time.monotonic()
+        self.rate_share = state.rate_share
+
+    def _restore(self, weights: list[Tensor]) -> None:
+        self.network.restore(dict(zip(self.network.names, [w.numpy() for w in weights], strict=True)))
 
 
 def round_to_kinds(weights: dict[str, Array], kinds: dict[str, Any]) -> dict[str, Array]:
@@ -249,6 +267,8 @@ def train(
             break
         loss = training.epoch(state.epoch)
         state = training.checkpoint(run, state.epoch + 1, state, training.held_out_loss(kinds), loss)
+        if not state.history[-1][1] <= RETREAT_FACTOR * state.value:
+            state = training.retreat(state)
         if settings.checkpoint and group.is_leader:
             write_checkpoint(state, settings.checkpoint)
         of = "" if training.epochs == UNLIMITED_EPOCHS else f"/{training.epochs}"
