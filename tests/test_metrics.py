@@ -50,7 +50,8 @@ def test_each_budget_is_an_option(verb: str) -> None:
 
 @pytest.mark.parametrize("verb", ["compress", "sweep"])
 def test_help_lists_each_budget(verb: str) -> None:
-    text = " ".join(called(verb, "--help").stdout.replace("│", " ").split()).replace("- ", "-")  # lines break after hyphens too
+    words = called(verb, "--help").stdout.replace("│", " ").split()
+    text = " ".join(words).replace("- ", "-")  # lines break after hyphens too
     for option, metric in BUDGETS.items():
         assert f"--{option} " in text
         assert (metric.help if verb == "compress" else metric.sweep_help) in text

@@ -134,8 +134,8 @@ class Compressed:
         return f"<{', '.join(changes)}; {'; '.join(self._evidence())}>"
 
     def _view(self) -> View:
-        files = {"source": self._files[0].name if self._files else "", "output": ""}
-        summary = summarise(self.report, SummaryContext(options=self.plan.options, **files))
+        source = self._files[0].name if self._files else ""
+        summary = summarise(self.report, SummaryContext(options=self.plan.options, source=source, output=""))
         costs: tuple[dict[str, object], ...] = tuple(
             {"cost": name, **vars(change)} for name, change in self.report.costs.items()
         )

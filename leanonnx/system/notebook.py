@@ -26,7 +26,7 @@ MAX_HTML_ROWS = 100
 """Rows of a table that a notebook shows."""
 COLOURS = {"good": "#2a9d5c", "plain": "#8a8a8a", "bad": "#d1453b"}
 """Colours of the bar beside the first line, which stand out on white and on black."""
-MEASURES = ("relative_l2", "psnr", "top1", "top5")
+FIDELITY_MEASURES = ("relative_l2", "psnr", "top1", "top5")
 Ends = Sequence[float | None]
 
 
@@ -92,7 +92,7 @@ class Viewed(Protocol):
 
 def measures_of(values: object, intervals: object) -> dict[str, Estimate]:
     """The measures of an output's deviation with their intervals; both objects have them as attributes."""
-    return {name: Estimate(getattr(values, name), getattr(intervals, name)) for name in MEASURES}
+    return {name: Estimate(getattr(values, name), getattr(intervals, name)) for name in FIDELITY_MEASURES}
 
 
 def _flat(name: str, cell: object, spread: bool) -> list[tuple[str, object]]:

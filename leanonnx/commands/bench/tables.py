@@ -82,7 +82,7 @@ def bench_tables(report: BenchReport) -> RenderableType:
     worst = worst_case(report)
     style = "bold" if worst.comparison is None else VERDICT_STYLES.get(worst.comparison.verdict, "bold yellow")
     text = bench_verdict(report)
-    ends = [Text(""), Text(f"Next: {next_step(report)}", style="bold"), Text(f"{title}: {text}", style=style)]
+    ends = [Text(""), Text(f"Next: {bench_next_step(report)}", style="bold"), Text(f"{title}: {text}", style=style)]
     return Group(
         Text(f"{text[:1].upper()}{text[1:]}", style=style), Text(title), Text(""), *parts, *_fixed_parts(report), *ends
     )
@@ -105,7 +105,7 @@ def bench_verdict(report: BenchReport) -> str:
     return ratio if worst.comparison.verdict == FASTER else f"{worst.comparison.verdict}: {ratio}"
 
 
-def next_step(report: BenchReport) -> str:
+def bench_next_step(report: BenchReport) -> str:
     """What to do now, by the verdict of the worst case."""
     row = worst_case(report).comparison
     if row is None:

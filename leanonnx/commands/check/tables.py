@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leanonnx.commands.check.rows import CheckReport, GateRow, InputFidelityRow
-from leanonnx.commands.check.texts import gate_text, limit_text, next_step, number_text, verdict_text
+from leanonnx.commands.check.texts import check_next_step, gate_text, limit_text, number_text, verdict_text
 from leanonnx.commands.check.verdicts import FAILED, PASSED, SKIPPED
 from leanonnx.formatting import count_text, printable_name
 from leanonnx.reporting.summary import accuracy_text, worst_output
@@ -33,7 +33,7 @@ def check_tables(report: CheckReport) -> RenderableType:
         table,
         *(Text(f"Note: {text}") for text in report.notes),
         *_inputs_lines(report),
-        Text(f"Next: {next_step(report)}", style="bold"),
+        Text(f"Next: {check_next_step(report)}", style="bold"),
         verdict,
     )
 

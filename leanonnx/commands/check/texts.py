@@ -32,7 +32,7 @@ def verdict_text(report: CheckReport) -> str:
     return f"{count} of {len(report.gates)} gates {status}{f', {skipped} skipped' if skipped else ''}{names}"
 
 
-def next_step(report: CheckReport) -> str:
+def check_next_step(report: CheckReport) -> str:
     """What to do now, by the gravest of the gates that failed."""
     failed = set(report.failed)
     if failed & {VALID, INTERFACE, RUNS, BATCHES, FINITE}:

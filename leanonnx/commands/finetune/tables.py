@@ -16,7 +16,7 @@ from leanonnx.reporting.tables import headline_lines, other_warnings, warning_li
 
 MAX_NAMES = 6
 """Number of names in a line."""
-MEASURES = {"relative_l2": "{:.4f}", "top1": "{:.1%}", "psnr": "{:.1f}"}
+MEASURE_FORMATS = {"relative_l2": "{:.4f}", "top1": "{:.1%}", "psnr": "{:.1f}"}
 MEASURE_TEXTS = {"relative_l2": "relative error", "top1": "same class", "psnr": "PSNR, dB"}
 """The measures of an output that are shown: format and name."""
 
@@ -60,7 +60,7 @@ def _held_out_table(row: HeldOutRow) -> Table:
         sides = (row.before.value, row.before.interval), (row.after.value, row.after.interval)
         table.add_row(row.metric, *(_cell(value, "{:.4g}", interval) for value, interval in sides))
     for name, before in row.before.outputs.items():
-        for measure, form in MEASURES.items():
+        for measure, form in MEASURE_FORMATS.items():
             sides = _measure(before, measure), _measure(row.after.outputs[name], measure)
             if sides[0][0] is not None:
                 cells = (_cell(value, form, interval) for value, interval in sides)

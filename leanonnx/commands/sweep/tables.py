@@ -30,7 +30,7 @@ def sweep_tables(report: SweepReport) -> RenderableType:
     head = [*headline_lines(report.headline), *warning_lines(other_warnings(report))]
     verdict = sweep_verdict(report)
     style = "bold green" if report.exit_code == 0 and report.headline is None else "bold yellow"
-    step = Text(f"Next: {next_step(report)}", style="bold", no_wrap=True, overflow="ignore")
+    step = Text(f"Next: {sweep_next_step(report)}", style="bold", no_wrap=True, overflow="ignore")
     ends = [written, Text(""), step, Text(verdict, style=style)]
     return Group(Text(verdict, style=style), *head, *parts, Text(""), *_condition_lines(report), *ends)
 
@@ -44,7 +44,7 @@ def sweep_verdict(report: SweepReport) -> str:
     return f"{reached} of {count_text(len(report.points), 'point')} reached{where}"
 
 
-def next_step(report: SweepReport) -> str:
+def sweep_next_step(report: SweepReport) -> str:
     """What to do now: compress to the point within the tolerances, or to the knee; else more points, or milder ones."""
     name = METRICS[report.unit].option
     for curve in report.models:
