@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from leanonnx.errors import ModelError
 from leanonnx.quantization.layers import weighted_layers
 from leanonnx.quantization.preparation import LEAST_OPSET, prepare
 from leanonnx.runtime.sessions import run
@@ -56,3 +57,24 @@ def test_biases_that_layers_share_become_their_own() -> None:
     prepared = prepare(proto, Path("m.onnx"), feeds)
     biases = [node.input[2] for node in prepared.proto.graph.node if node.op_type == "Conv"]
     assert len(set(biases)) == 2 and not any(layer.reason for layer in weighted_layers(prepared.proto))
+
+
+@pytest.mark.parametrize("end", ["scale", "zero_point", "quantized", "QuantizeLinear_Output"])
+def test_names_of_the_quantiser_are_taken_by_none(tmp_path: Path, end: str) -> None:
+    body = f"a = Mul (x, x_{end}) h = Conv (a, w1) h_{end} = Relu (h) y = Conv (h_{end}, w2)"
+    proto = net(
+        "(float[1,4,9,9] x) => (float[1,4,9,9] y)", f"float[4,1,1] x_{end}, float[4,4,1,1] w1, float[4,4,1,1] w2", body
+    )
+    saved(proto, tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", **samples_for(proto))
+    assert int8_row(tmp_path)["kept"]
+    written = onnx.load(tmp_path / "o.onnx")
+    onnx.checker.check_model(written, full_check=True)
+    names = [name for node in written.graph.node for name in node.output]
+    assert len(set(names)) == len(names) and f"h_{end}" not in names
+
+
+def test_inputs_with_names_of_the_quantiser_are_refused() -> None:
+    proto = net("(float[1,4] x, float[1,4] x_scale) => (float[1,4] y)", "", "y = Mul (x, x_scale)")
+    with pytest.raises(ModelError, match="'x_scale' is a name that onnxruntime's quantiser makes of 'x'; rename one"):
+        prepare(proto, Path("m.onnx"), normal_feeds(analysed(proto), 1))

@@ -1,4 +1,4 @@
-"""A pass for Olive: ``olive run`` compresses as one step of a workflow; needs olive-ai (extra ``leanonnx[olive]``).
+"""A pass for Olive: ``olive run`` compresses as one step of a workflow; needs olive-ai (the extra ``olive``).
 
     python -m leanonnx.integrations.olive passes.json
     olive run --config workflow.json --package-config passes.json

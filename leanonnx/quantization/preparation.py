@@ -13,7 +13,7 @@ import onnx
 from onnx import numpy_helper, version_converter
 
 from leanonnx.errors import ModelError
-from leanonnx.graph.formats import value_names
+from leanonnx.graph.formats import graphs, value_names
 from leanonnx.graph.model import Model, first_line
 from leanonnx.graph.nodes import fresh_name, is_quantised, node_title, standard_name
 from leanonnx.graph.storage import copy_fields
@@ -32,6 +32,8 @@ LEAST_IR = 7
 MAX_FLOAT_ERROR = 1e-3
 """Largest ‖difference‖ / ‖original‖ of an output of the prepared model, which rounds sums in another order."""
 BIAS_SLOT = 2
+QUANTISER_SUFFIXES = ("_scale", "_zero_point", "_quantized", "_QuantizeLinear", "_DequantizeLinear")
+"""Ends of the names that onnxruntime's quantiser makes from those of tensors."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def prepare(proto: onnx.ModelProto, path: Path, feeds: Sequence[Feed], libraries
         libraries: hold its custom operators.
 
     Raises:
-        ModelError: its operator set cannot be raised.
+        ModelError: its operator set cannot be raised, or the quantiser would take names of its inputs and outputs.
     """
     before = GraphView(proto).opset
     folded = tidy(_with_free_constants(proto), merge=True).proto
@@ -92,6 +94,7 @@ def prepare(proto: onnx.ModelProto, path: Path, feeds: Sequence[Feed], libraries
         raised = _copy(tidy(raised, merge=True).proto)
     raised.ir_version = max(raised.ir_version, LEAST_IR)
     _unshare_biases(raised)
+    _rename_lookalikes(raised, path)
     _name_nodes(raised)
     error = _float_error(proto, raised, feeds, libraries)
     if not error <= MAX_FLOAT_ERROR:
@@ -212,6 +215,34 @@ def _unshare_biases(proto: onnx.ModelProto) -> None:
             row = np.broadcast_to(numpy_helper.to_array(bias).reshape(-1), (count,))
             proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(row), node.input[BIAS_SLOT]))
             uses[name] -= 1
+
+
+def _rename_lookalikes(proto: onnx.ModelProto, path: Path) -> None:
+    """Rename tensors, in place, that are called as onnxruntime's quantiser calls what it makes of others.
+
+    Raises:
+        ModelError: both are inputs or outputs of the graph.
+    """
+    names = value_names(proto.graph)
+    fixed, taken = {value.name for value in [*proto.graph.input, *proto.graph.output]}, set(names)
+    renamed: dict[str, str] = {}
+    for name in sorted(names):
+        stems = {name[: name.rfind(end)] for end in QUANTISER_SUFFIXES if end in name} & names
+        for stem in sorted(stems):
+            old = name if name not in fixed else stem
+            if old in fixed:
+                raise ModelError(
+                    f"{path}: '{name}' is a name that onnxruntime's quantiser makes of '{stem}'; rename one of "
+                    f"them, or leave out {option('int8', True)}"
+                )
+            if old not in renamed:
+                renamed[old] = fresh_name(taken, old)
+    for part in graphs(proto.graph) if renamed else ():
+        for item in [*part.initializer, *part.value_info]:
+            item.name = renamed.get(item.name, item.name)
+        for node in part.node:
+            node.input[:] = [renamed.get(each, each) for each in node.input]
+            node.output[:] = [renamed.get(each, each) for each in node.output]
 
 
 def _name_nodes(proto: onnx.ModelProto) -> None:

@@ -336,7 +336,7 @@ def _largest_errors(output: OutputDeviation) -> list[float | None]:
 
 def _rounded_up(number: float) -> float:
     """A number with two digits, not smaller."""
-    if number <= 0:
+    if number <= LEAST_LIMIT:
         return LEAST_LIMIT
     unit = 10.0 ** (math.floor(math.log10(number)) - 1)
     return float(f"{math.ceil(number / unit * (1 - ROUNDING)) * unit:.2g}")
