@@ -148,6 +148,9 @@ def exit_codes(interrupted: str = "nothing was written") -> Iterator[TextIO]:
         _stop(f"leanonnx: interrupted; {interrupted}", INTERRUPTED, error)
     except MemoryError as error:
         _stop(f"leanonnx: {NO_MEMORY}", USER_ERROR, error)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _stop(f"leanonnx: {place}{error.strerror or error}; check the disk and the permissions", USER_ERROR, error)
     except (typer.Exit, typer.BadParameter):
         raise
     except Exception as error:  # noqa: BLE001 - the last place where a bug can be reported

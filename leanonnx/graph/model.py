@@ -139,7 +139,7 @@ def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> 
     check_model(path)
     if external:
         _read_external(proto, path)
-    digests = [digest(file) for file in (path, *external)]
+    digests = [_digest(file) for file in (path, *external)]
     identity = digests[0] if not external else hashlib.sha256(b"".join(digests)).digest()
     if proto.functions:
         proto = _inline_functions(proto, path)
@@ -159,6 +159,13 @@ def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> 
         frozen=len(frozen),
         size=size,
     )
+
+
+def _digest(file: Path) -> bytes:
+    try:
+        return digest(file)
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read: {error.strerror}; check the permissions") from error
 
 
 def _inline_functions(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:

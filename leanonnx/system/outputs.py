@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from leanonnx.errors import OptionError, OutputError
@@ -16,8 +16,12 @@ StrPath = str | os.PathLike[str]
 """A path as accepted by public functions."""
 MAX_NAME_BYTES = 240
 """Longest file name that leaves room for the suffix of a data file, in bytes."""
+OLD = "old-"
+"""Start of the name of a file that is set aside."""
 DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Errors of a full disk or quota, which only writing can raise."""
+REMOVAL_TRIES = 2
+"""Times that a temporary folder is removed: an error in between leaves nothing behind."""
 WRITE_ERRORS = DISK_FULL_ERRORS | {errno.EROFS, errno.EIO}
 """Errors of writing to an open file; they name no path."""
 
@@ -82,7 +86,8 @@ def temporary_folder_beside(output: Path) -> Iterator[Path]:
             + ("free some space" if error.errno in DISK_FULL_ERRORS else "give another path")
         ) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(REMOVAL_TRIES):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_write_error(error: OSError, *paths: Path) -> bool:
@@ -104,7 +109,7 @@ def write_file(path: Path, content: bytes) -> None:
     """
     with temporary_folder_beside(path) as folder:
         (folder / path.name).write_bytes(content)
-        (folder / path.name).replace(path)
+        _replace_all([(folder / path.name, path)])
 
 
 def written_size(draft: Path) -> int:
@@ -113,7 +118,9 @@ def written_size(draft: Path) -> int:
 
 
 def publish(draft: Path, output: Path, others: Mapping[Path, bytes] | None = None) -> None:
-    """Rename finished files into place, the model last.
+    """Rename finished files into place, the model last; after an error, what was there is put back.
+
+    A process that is killed meanwhile leaves no model rather than one beside files that are not its own.
 
     Args:
         draft: the model as written, with its external data, if any, beside it.
@@ -126,7 +133,43 @@ def publish(draft: Path, output: Path, others: Mapping[Path, bytes] | None = Non
             folder = stack.enter_context(temporary_folder_beside(path))
             (folder / path.name).write_bytes(content)
             staged.append((folder / path.name, path))
-        if staged:
-            output.unlink(missing_ok=True)
-        for file, path in [*staged, (draft, output)]:
+        _replace_all([*staged, (draft, output)])
+
+
+def _replace_all(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Put files in place of others in one step, or several: all of them, or none.
+
+    Args:
+        moves: each file, and where it goes; the last one says that all are there.
+    """
+    for file, _ in moves:
+        _store(file)
+    aside: list[tuple[Path, Path]] = []
+    placed: list[Path] = []
+    try:
+        for file, path in reversed(moves) if len(moves) > 1 else ():
+            if os.path.lexists(path):
+                old = file.with_name(f"{OLD}{file.name}")
+                path.replace(old)
+                aside.append((old, path))
+        for file, path in moves:
             file.replace(path)
+            placed.append(path)
+    except BaseException:
+        for path in placed:
+            path.unlink(missing_ok=True)
+        for old, path in reversed(aside):
+            old.replace(path)
+        raise
+    for folder in {path.parent for _, path in moves}:
+        with suppress(OSError):  # not every file system knows it
+            _store(folder)
+
+
+def _store(path: Path) -> None:
+    """Wait until a file or a folder is on the disk, as a loss of power would find it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

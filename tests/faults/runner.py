@@ -1,0 +1,92 @@
+"""The process that forks: runs a command once for each operation that is to fail, and prints how each run ended."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+SECONDS = 120
+"""Longest time of a run."""
+
+
+def warm_up() -> None:
+    """Import all that a run would."""
+    import rich.console  # noqa: F401
+    import scipy.optimize  # noqa: F401
+
+    import leanonnx.commands.calibrate.calibrate
+    import leanonnx.page.page  # noqa: F401
+
+
+def folder_hashes(folder: Path) -> dict[str, str | None]:
+    """Hash of every file below a folder, None for folders, by relative path."""
+    return {
+        path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def run_once(library: Any, job: dict[str, Any], number: int, place: Path) -> list[Any]:
+    """One run, in which an operation fails."""
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(job["pristine"], place)
+    stderr = place.parent / "stderr.txt"
+    child = os.fork()
+    if not child:
+        code = 3
+        try:
+            os.chdir(place)
+            with stderr.open("wb") as text:
+                os.dup2(text.fileno(), 2)
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 1)
+            signal.alarm(SECONDS)
+            sys.argv = ["leanonnx", *job["command"]]
+            kinds, error, mode, large = job["fault"]
+            library.fault_arm(kinds, number, error, mode, large)
+            from leanonnx.cli.main import main
+
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        finally:
+            library.fault_disarm()
+            sys.stderr.flush()
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    message = stderr.read_text(encoding="utf-8", errors="replace")
+    operation = library.fault_what().decode()
+    return [number, library.fault_fired(), operation, code, message[-2000:], folder_hashes(place)]
+
+
+def main() -> None:
+    """Run all, until one run has no fault."""
+    job = json.loads(sys.argv[2])
+    library = ctypes.CDLL(sys.argv[1])
+    library.fault_what.restype = ctypes.c_char_p
+    library.fault_fired.restype = ctypes.c_long
+    library.fault_arm.argtypes = [ctypes.c_int, ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_size_t]
+    with tempfile.TemporaryDirectory(prefix="faults") as folder:
+        place = Path(folder).resolve() / "work"
+        assert library.fault_setup(os.fsencode(place)) == 0
+        warm_up()
+        for number in count(job["first"], job["step"]):
+            row = run_once(library, job, number, place)
+            sys.stdout.write(json.dumps(row) + "\n")
+            sys.stdout.flush()
+            if not row[1]:
+                return
+
+
+if __name__ == "__main__":
+    main()
