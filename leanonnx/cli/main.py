@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from leanonnx.cli.inspect import inspect_command
 from leanonnx.cli.options import AsJson
 from leanonnx.cli.sweep import sweep_command
 from leanonnx.cli.terminal import claim_stdout, clean_up_when_stopped, exit_codes, show_json, show_text
+from leanonnx.errors import NO_MEMORY, USER_ERROR
 from leanonnx.runtime.versions import installed_versions, versions_text
 
 COMPLETING = "_LEANONNX_COMPLETE"
@@ -72,4 +74,8 @@ def main() -> None:
     gc.disable()  # one run makes no garbage worth sweeping over a large graph again and again
     claim_stdout()
     clean_up_when_stopped()
-    app()
+    try:
+        app()
+    except MemoryError:  # before a verb was reached
+        sys.stderr.write(f"leanonnx: {NO_MEMORY}\n")
+        sys.exit(USER_ERROR)

@@ -228,6 +228,8 @@ def _read_image(maker: Any, path: Path, frame: ImageInput) -> Array:
         with maker.open(path) as image:
             deep = image.mode in DEEP_MODES
             pixels = None if deep else _resize_and_crop(maker, image.convert(PILLOW_MODES[frame.channels]), frame)
+    except MemoryError:
+        raise
     except Exception as error:  # pillow raises several unrelated types
         text = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: cannot be read as an image: {text}; copy it again or remove it") from error

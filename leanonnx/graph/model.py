@@ -29,6 +29,8 @@ from leanonnx.graph.storage import byte_size, digest
 from leanonnx.graph.view import GraphView, Holder, default_initializers
 from leanonnx.spelling import option
 
+OUT_OF_MEMORY_TEXTS = ("Failed to allocate memory", "bad allocation", "bad_alloc")
+"""Parts of the messages of libraries in C++ that have no memory."""
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -172,6 +174,7 @@ def _inline_functions(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     try:
         return inline_local_functions(proto)
     except Exception as error:  # onnx raises several unrelated types
+        raise_if_out_of_memory(error)
         raise ModelError(
             f"{path}: the local functions cannot be inlined: {first_line(error)}; export the model without functions"
         ) from error
@@ -181,6 +184,7 @@ def _read_external(proto: onnx.ModelProto, path: Path) -> None:
     try:
         load_external_data_for_model(proto, str(path.parent))
     except Exception as error:  # onnx raises several unrelated types
+        raise_if_out_of_memory(error)
         raise ModelError(
             f"{path}: the external data cannot be read: {first_line(error)}; copy the data file again"
         ) from error
@@ -240,7 +244,14 @@ def check_model(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # the checker raises several unrelated types
+        raise_if_out_of_memory(error)
         raise ModelError(f"{path}: the ONNX checker refuses the model: {first_line(error)}; export it again") from error
+
+
+def raise_if_out_of_memory(error: BaseException | str) -> None:
+    """Raise a MemoryError if that is what an error of a library says; its message will do."""
+    if isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY_TEXTS):
+        raise MemoryError(str(error))
 
 
 def first_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import traceback
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
@@ -23,6 +24,7 @@ def warm_up() -> None:
     import rich.console  # noqa: F401
     import scipy.optimize  # noqa: F401
 
+    import leanonnx.cli.main
     import leanonnx.commands.calibrate.calibrate
     import leanonnx.page.page  # noqa: F401
 
@@ -33,6 +35,13 @@ def folder_hashes(folder: Path) -> dict[str, str | None]:
         path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
     }
+
+
+def command_line() -> None:
+    """The entry point."""
+    from leanonnx.cli.main import main
+
+    main()
 
 
 def run_once(library: Any, job: dict[str, Any], number: int, place: Path) -> list[Any]:
@@ -53,12 +62,14 @@ def run_once(library: Any, job: dict[str, Any], number: int, place: Path) -> lis
             sys.argv = ["leanonnx", *job["command"]]
             kinds, error, mode, large = job["fault"]
             library.fault_arm(kinds, number, error, mode, large)
-            from leanonnx.cli.main import main
-
-            main()
+            command_line()
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except BaseException:  # as an interpreter shows it
+            library.fault_disarm()
+            traceback.print_exc()
+            code = 1
         finally:
             library.fault_disarm()
             sys.stderr.flush()
