@@ -38,7 +38,8 @@ def run(blocks: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.usefixtures("briefly")
 def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run([block for block in BLOCKS if "import torch" not in block], tmp_path, monkeypatch)
-    assert {path.name for path in tmp_path.iterdir()} == {"models", "small.onnx", "plan.json"}
+    written = {"models", "small.onnx", "plan.json", "layers.csv", "costs.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == written
 
 
 @pytest.mark.skipif(not TORCH, reason="torch is not installed: pip install torch")

@@ -58,8 +58,8 @@ ADDED = {
     "leanonnx bench": ["--seconds", str(SHORT)],
 }
 """Options added so that outputs are the same everywhere, and fast."""
-UNMEASURED = ("latency", "times the speed", " of the size.")
-"""Marks of lines that are not printed without measuring."""
+UNMEASURED = ("latency", "times the speed", "times as fast", " of the size.")
+"""Marks of lines that are not printed without measuring, or not the same."""
 COMMANDS = {name: typed(path.read_text(encoding="utf-8")) for name, path in PAGES.items()}
 PAIRS = [(name, each) for name, found in COMMANDS.items() for each in found if each.language == "sh"]
 

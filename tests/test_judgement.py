@@ -192,5 +192,5 @@ def test_ruined_points_are_the_first_line_of_a_sweep(folder: Path) -> None:
     done = called("sweep", "m.onnx", *options, "--calib", "x.npz", "--no-measure", "--out", "s", cwd=folder)
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
-    assert text.startswith("WARNING: 1 of 2 points is ruined: ")
+    assert text.startswith("2 of 2 points reached; no knee WARNING: 1 of 2 points is ruined: ")
     assert "--keep 0.05: the result is ruined: " in text

@@ -259,7 +259,7 @@ def test_cores_are_counted_once_and_within_the_quota(tmp_path: Path, monkeypatch
 def test_a_provider_that_is_not_there_is_refused(provider: str, wide: Path) -> None:
     """onnxruntime would fall back to the CPU without a word."""
     setting = Setting(provider, threads=1)  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match=rf"provider='{provider}'.*leanonnx\[cuda\].*nvidia-smi"):
+    with pytest.raises(OptionError, match=rf"provider='{provider}'.*onnxruntime-gpu\[cuda,cudnn\].*nvidia-smi"):
         prepare_provider(setting)
     with pytest.raises(OptionError, match=rf"provider='{provider}'"):
         fresh.time_in_subprocess(wide, FEED, setting, SHORT)
