@@ -83,6 +83,14 @@ def test_a_lower_rate_is_advised_where_no_epoch_gains(pair: dict[str, Path]) -> 
     assert any(note.endswith("try a lower rate, such as lr=5") for note in result.warnings)
 
 
+def test_too_large_a_rate_is_corrected_on_the_way(pair: dict[str, Path]) -> None:
+    wild = replace(settings(epochs=16), rate=50.0)
+    result = run_finetune(pair["new"], pair["out"], pair["base"], pair["data"], FinetuneOptions(settings=wild))
+    assert result is not None and result.training.best_epoch > 0
+    assert result.training.after < result.training.before
+    assert max(loss for _, loss in result.training.history) > 2 * result.training.before
+
+
 def test_a_checkpoint_of_another_run_is_refused(pair: dict[str, Path], tmp_path: Path) -> None:
     kept = tmp_path / "state.pt"
     first = FinetuneOptions(settings=settings(epochs=1, checkpoint=kept))
