@@ -6,12 +6,10 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.common import DOCS, RESULTS, Row, load, measured_by, publish, table
+from benchmarks.common import DOCS, Row, measured_by, publish, table
 
 METHODS = ("default", "l2", "l1", "random", "onnxsim")
 PEER = "onnxsim"
-FITTED = ("ridge", "distilled", "both")
-"""Fitting steps of onnxsim after its pruning."""
 OVER = 1.1
 """A peer's network with so many times the multiply-adds asked for is not compared."""
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d6a9f")
@@ -89,33 +87,7 @@ def write_page(data: Row) -> Path:
         counts_table(data["rows"]),
         measured_by("recovery", data["environment"]),
     ]
-    if (RESULTS / "fitted.json").exists():
-        sections[-1:-1] = fitted_sections(load("fitted"), cells)
     return publish("recovery", "Accuracy back, without labels", sections)
-
-
-def fitted_sections(data: Row, cells: dict[tuple[str, float], dict[str, Row]]) -> list[str]:
-    """onnxsim's pruning with each of its fitting steps, the better of plain and calibrated, beside leanonnx."""
-    found: dict[tuple[str, float], dict[str, Row]] = {}
-    for row in data["rows"]:
-        cell = found.setdefault((row["network"], row["ratio"]), {})
-        if row["step"] not in cell or goodness(row) > goodness(cell[row["step"]]):
-            cell[row["step"]] = row
-    lines = []
-    for key, cell in found.items():
-        trained = cell["distilled"]["blocks"]
-        shares = [f"{cell['']['macs']:.3f}", *(shown(cell[step]) for step in ("", *FITTED))]
-        lines.append([key[0], *shares, f"{trained['blocks']} of {trained['of']}", shown(cells[key]["default"])])
-    version = data["rows"][0]["version"]
-    return [
-        "## onnxsim with its own fitting steps",
-        f"onnxsim {version} at half of the multiply-adds: `ridge` is `apply_pruning_finetune`, `distilled` "
-        "`apply_block_finetune_all_blocks`, `both` one after the other, "
-        f"with {data['fitting_samples']} of the same inputs; `trained`: blocks that the second one trained; "
-        "it skipped the others. Always the better of plain and calibrated pruning.",
-        table(["network", "left", "pruned", *FITTED, "trained", "leanonnx"], lines),
-        measured_by("fitted", data["environment"]),
-    ]
 
 
 def verdict(cells: dict[tuple[str, float], dict[str, Row]]) -> str:
