@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.data.samples import Dataset
+from leanonnx.effort import Effort
 from leanonnx.evaluation.plausibility import data_remarks
 from leanonnx.formatting import count_text
 from leanonnx.graph.model import Model, constant_bytes
@@ -65,7 +66,7 @@ def folding_warnings(model: Model) -> list[str]:
     ]
 
 
-def calibration_warnings(data: Dataset, recovery: Recovery) -> tuple[str, ...]:
+def calibration_warnings(data: Dataset, recovery: Recovery, effort: Effort) -> tuple[str, ...]:
     """Warnings about the calibration data and the recovery from them."""
     warnings = []
     if data.count < ADVISED_SAMPLES:
@@ -74,9 +75,9 @@ def calibration_warnings(data: Dataset, recovery: Recovery) -> tuple[str, ...]:
         )
     used = recovery.samples + recovery.held_out
     if recovery.recovered and used < data.count:
-        warnings.append(
-            f"recovery used {used} of the {data.count} samples: the activations of more do not fit into memory"
-        )
+        limited = f"{option('effort', effort.name)} takes no more"
+        reason = limited if used >= effort.max_samples else "the activations of more do not fit into memory"
+        warnings.append(f"recovery used {used} of the {data.count} samples: {reason}")
     if not recovery.held_out:
         warnings.append("too few calibration samples to hold any out: the deviation is that on samples used to recover")
     if recovery.recovered and not recovery.kept:

@@ -89,7 +89,7 @@ def recover_weights(candidate: Candidate) -> Candidate:
             files[job.plan_weights] = content
     refit = Refit(evidence=evidence, recipe=recipe, restored=restored, files=files)
     if job.data is not None and refit.recovery is not None:
-        notes += calibration_warnings(job.data, refit.recovery)
+        notes += calibration_warnings(job.data, refit.recovery, job.effort)
         notes += time_warnings(job, refit.recovery)
     return replace(candidate, path=path, refit=refit, warnings=(*candidate.warnings, *notes))
 
