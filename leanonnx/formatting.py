@@ -23,6 +23,11 @@ def printable_name(name: str) -> str:
     return text if len(text) <= MAX_NAME_LENGTH else f"{text[: MAX_NAME_LENGTH - 1]}…"
 
 
+def printable_text(text: str) -> str:
+    """A text with unprintable and control characters escaped, but for the spaces before units."""
+    return UNIT_SPACE.join(map(printable_name, text.split(UNIT_SPACE)))
+
+
 def short_name(name: str, length: int = SHORT_NAME_LENGTH) -> str:
     """A name with its middle omitted if it is long, since layers differ at the ends of their names."""
     text = printable_name(name)
@@ -48,7 +53,7 @@ def percent_text(share: float) -> str:
     value = 100 * share
     if 0 < value < 0.01:
         return f"<{UNIT_SPACE}0.01{UNIT_SPACE}%"
-    digits = 0 if value in (0, 100) else 2 if value < 1 or value > 99 else 1
+    digits = 0 if value in (0, 100) else 2 if value < 1 or 99 < value < 101 else 1
     text = f"{value:.{digits}f}"
     return f"{f'>{UNIT_SPACE}99.99' if value < 100 and text == '100.00' else text}{UNIT_SPACE}%"
 

@@ -95,6 +95,8 @@ def test_short_keeps_both_ends() -> None:
         (0.9999, "99.99 %"),
         (0.999999, "> 99.99 %"),
         (0.99, "99.0 %"),
+        (1.0005, "100.05 %"),
+        (1.0425, "104.2 %"),
     ],
 )
 def test_percent(share: float, wanted: str) -> None:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from leanonnx.commands.compress.pipeline import CompressResult
 from leanonnx.commands.compress.report import compression_report, summary_context
 from leanonnx.data.samples import Dataset
-from leanonnx.formatting import change_text, integer_text, milliseconds_text, percent_text, printable_name, short_name
+from leanonnx.formatting import change_text, integer_text, milliseconds_text, percent_text, printable_text, short_name
 from leanonnx.page.chains import MAX_DRAWN_CHANNELS, chain_picture
 from leanonnx.page.deviation import deviations
 from leanonnx.page.headline import headline
@@ -34,7 +34,7 @@ PAGE_FILTERS = {
     "ms": milliseconds_text,
     "percent": percent_text,
     "short": short_name,
-    "shown": printable_name,
+    "shown": printable_text,
     "sizes": change_text,
     "whole": integer_text,
 }
