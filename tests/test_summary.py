@@ -32,6 +32,7 @@ from tests.test_report_page import report_of, timed
 
 FAST = timed(2.0, 1.9, 2.1)
 SLOW = timed(0.8, 0.7, 0.9, "slower")
+UNTIMED = timed(1.0, 0.5, 2.0, "no difference shown", busy=True)
 COMMAND = re.compile(r"leanonnx (inspect|bench|check|finetune) ")
 CLI: Any = typer.main.get_command(app)
 
@@ -249,6 +250,11 @@ STEPS: Mapping[str, tuple[CompressionReport, SummaryContext, str]] = {
         context(macs=0.5),
         "time it again while nothing else runs: leanonnx bench a.onnx b.onnx --threads 1",
     ),
+    "not timed, and unsure": (
+        judged(UNSURE, latency=UNTIMED),
+        context(macs=0.5),
+        "time it again while nothing else runs: leanonnx bench a.onnx b.onnx --threads 1",
+    ),
     "agreement": (
         judged(SURE),
         context(macs=0.5),
@@ -347,7 +353,7 @@ def reports(draw: st.DrawFn) -> CompressionReport:
         samples=draw(st.integers(10, 2000)),
         metric=draw(st.none() | METRICS),
         headline=draw(st.sampled_from([None, "ruined"])),
-        latency=draw(st.sampled_from([None, FAST, SLOW, timed(1.0, 0.5, 2.0, "no difference shown", busy=True)])),
+        latency=draw(st.sampled_from([None, FAST, SLOW, UNTIMED])),
         costs=report_of(after=draw(st.integers(1, 120))).costs,
         tolerance=draw(st.sampled_from([None, TOLERANCE, replace(TOLERANCE, met=False)])),
     )

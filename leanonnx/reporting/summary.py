@@ -273,7 +273,8 @@ def _next_step(report: CompressionReport, context: SummaryContext, speed: Statem
         return "correct the labels, or how the inputs are scaled: the original itself scores no better than by chance"
     if now is not None and all(each.vacuous for each in now.outputs.values()):
         return f"give samples with {option('calib')} on which the outputs of the original differ"
-    if accuracy.mood != "good":
+    is_untimed = speed.mood == "bad" and report.latency is not None and report.latency.busy
+    if accuracy.mood == "bad" or (accuracy.mood == "plain" and not is_untimed):
         return _step_to_accuracy(report, context, accuracy)
     if _over_budget(report, context.options):
         held = call_text("inspect", source, **context.model_options)
