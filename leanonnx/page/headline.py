@@ -141,6 +141,7 @@ def _speed_tile(row: LatencyRow | None) -> Tile:
         return Tile("Speed", "not measured", "", "time of one run in onnxruntime")
     comparison, (low, high) = row.comparison, row.comparison.interval
     where = f"{count_text(row.threads, 'thread')} on {row.provider}"
+    where += "; the machine was busy" if row.busy else ""
     return Tile(
         "Speed",
         f"{comparison.speedup:.2f}{UNIT_SPACE}×",
