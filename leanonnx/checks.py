@@ -14,7 +14,6 @@ from leanonnx.errors import OptionError
 from leanonnx.spelling import option, option_list
 
 Given = TypeVar("Given")
-PERCENT = 100
 DECIMAL_COMMA = re.compile(r"\d*,\d+")
 
 
@@ -37,10 +36,9 @@ def check_fraction(name: str, value: float) -> None:
         OptionError: out of range.
     """
     if not 0 < value <= 1:
-        example = f"for example {option(name, 0.25)}"
-        if 1 < value <= PERCENT:
-            example = f"such as {option(name, value / PERCENT)} for {value:g} %"
-        raise OptionError(f"{option(name, float(value))}: expected a fraction above 0 and at most 1, {example}")
+        raise OptionError(
+            f"{option(name, float(value))}: expected a fraction above 0 and at most 1, for example {option(name, 0.25)}"
+        )
 
 
 def read_number(name: str, given: object, expected: str, example: object, unit: str = "") -> float:

@@ -32,14 +32,6 @@ from leanonnx.spelling import option
 OUT_OF_MEMORY_TEXTS = ("Failed to allocate memory", "bad allocation", "bad_alloc")
 """Parts of the messages of libraries in C++ that have no memory."""
 LFS_POINTER = b"version https://git-lfs"
-MODEL_AGAIN = "export or copy the model again"
-OTHER_FILES = {
-    LFS_POINTER: "it is a pointer of Git LFS: run git lfs pull",
-    b"PK\x03\x04": "it is a zip archive, such as an .npz of samples or a network of PyTorch: give the .onnx file",
-    b"\x93NUMPY": "it is an array of numpy: give the .onnx file",
-    b"\x89HDF": "it is an HDF5 file, such as a network of Keras: export it to ONNX",
-}
-"""Files of other kinds by their first bytes, and what to do about them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,10 +203,10 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: cannot be read: {error.strerror}; check the permissions") from error
     except (DecodeError, ValueError) as error:
         with path.open("rb") as file:
-            start = file.read(len(LFS_POINTER))
-        remedy = next((text for mark, text in OTHER_FILES.items() if start.startswith(mark)), MODEL_AGAIN)
+            pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
         raise ModelError(
-            f"{path}: not an ONNX model (not a protobuf, or cut short after {path.stat().st_size} bytes); {remedy}"
+            f"{path}: not an ONNX model (not a protobuf, or cut short after {path.stat().st_size} bytes); "
+            + ("it is a pointer of Git LFS: run git lfs pull" if pointer else "export or copy the model again")
         ) from error
     if proto.ir_version == 0 or not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(

@@ -75,9 +75,11 @@ def calibration_warnings(data: Dataset, recovery: Recovery, effort: Effort) -> t
         )
     used = recovery.samples + recovery.held_out
     if recovery.recovered and used < data.count:
-        limited = f"{option('effort', effort.name)} takes no more"
-        reason = limited if used >= effort.max_samples else "the activations of more do not fit into memory"
-        warnings.append(f"recovery used {used} of the {data.count} samples: {reason}")
+        warnings.append(
+            f"recovery used {used} of the {data.count} samples: {option('effort', effort.name)} takes no more"
+            if used >= effort.max_samples
+            else f"recovery used {used} of the {data.count} samples: the activations of more do not fit into memory"
+        )
     if not recovery.held_out:
         warnings.append("too few calibration samples to hold any out: the deviation is that on samples used to recover")
     if recovery.recovered and not recovery.kept:
