@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from leanonnx.data.samples import open_data
+from leanonnx.hardware.targets import builtin_hardware
 from leanonnx.quantization import choice
 from leanonnx.quantization.biases import with_corrected_biases
 from leanonnx.quantization.choice import COMPENSATED, CORRECTED, EQUALISED, MIXED, Int8Choice, choose_int8
@@ -25,6 +26,7 @@ from leanonnx.quantization.simulation import simulation_of
 from leanonnx.quantization.weights import MAX_ROUNDED_FEATURES, compensated_weights, nearest_weights
 from leanonnx.runtime.sessions import run
 from tests.calibrated import analysed, net, normal_feeds
+from tests.made_up_times import comparison
 
 FORMAT = Int8Format(reduced_weights=True)
 LAYERS = net(
@@ -51,12 +53,14 @@ def feeds_of(proto: onnx.ModelProto, count: int) -> list[dict[str, Any]]:
     return normal_feeds(analysed(proto), count)
 
 
-def chosen(proto: onnx.ModelProto, feeds: list[dict[str, Any]], kind: Int8Format = FORMAT) -> Int8Choice:
+def chosen(
+    proto: onnx.ModelProto, feeds: list[dict[str, Any]], kind: Int8Format = FORMAT, time: Any = None
+) -> Int8Choice:
     """The choice for a network whose input is x."""
     dag = analysed(proto)
     data = open_data({"x": np.concatenate([feed["x"] for feed in feeds])}, dag.model, dag.shapes)
     fitted, held = data.part(held_out=False, every=3), data.part(held_out=True, every=3)
-    return choose_int8(dag, prepare(proto, Path("m.onnx"), feeds[:2]), fitted, held, kind, lambda *_: None)
+    return choose_int8(dag, prepare(proto, Path("m.onnx"), feeds[:2]), fitted, held, kind, lambda *_: None, time)
 
 
 # Kernels and patches
@@ -230,3 +234,46 @@ def test_unequal_channels_are_equalised() -> None:
     result = chosen(proto, feeds_of(proto, 60), Int8Format())
     assert EQUALISED in result.corrections
     assert result.error < 0.7 * result.nearest
+
+
+# The layers by time
+
+
+SLOW_GROUPS = Int8Format(
+    table=replace(builtin_hardware()["cpu-avx512"], int8_grouped=0.1, int8_convert=1e-6, node=1e-6)
+)
+"""A table by which the grouped convolution is slower in integers, and conversions cost nothing."""
+
+
+def timed(seen: list[int], *fractions: float) -> Any:
+    """A timer that notes the numbers of integer weights, and tells these fractions of the float time in turn."""
+
+    def time(proto: onnx.ModelProto) -> Any:
+        weights = [t for t in proto.graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) > 1]
+        seen.append(len(weights))
+        return comparison(fractions[len(seen) - 1])
+
+    return time
+
+
+@pytest.mark.parametrize(("fractions", "floats"), [((0.6, 0.4), 0), ((0.4, 0.6), 1), ((1.2, 0.9), 0)])
+def test_measured_times_overrule_the_table(fractions: tuple[float, float], floats: int) -> None:
+    feeds, seen = feeds_of(LAYERS, 30), list[int]()
+    assert [layer.is_slower for layer in chosen(LAYERS, feeds, SLOW_GROUPS).layers] == [False, True, False, False]
+    choice = chosen(LAYERS, feeds, SLOW_GROUPS, timed(seen, *fractions))
+    assert seen == [3, 4]
+    assert choice.proto is not None and sum(bool(layer.reason) for layer in choice.layers) == floats
+
+
+def test_what_is_slower_with_any_layers_is_not_refined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice._Search, "compensate", None)
+    seen: list[int] = []
+    result = chosen(LAYERS, feeds_of(LAYERS, 30), SLOW_GROUPS, timed(seen, 1.3, 1.2))
+    assert result.proto is None and result.reason == "it is not faster"
+    assert result.comparison is not None and result.comparison.speedup == pytest.approx(1 / 1.2)
+
+
+def test_one_choice_is_timed_where_the_table_wants_all_layers() -> None:
+    seen: list[int] = []
+    assert chosen(LAYERS, feeds_of(LAYERS, 30), FORMAT, timed(seen, 0.5)).proto is not None
+    assert seen == [4]

@@ -109,7 +109,7 @@ def host_kind() -> str:
 def by_leanonnx(material: Material, cell: Cell, target: Path, measures: bool) -> Row:
     """Compress; ``measures``: leanonnx times the network and decides by that, which it only can for this processor."""
     words: list[str | Path] = [COMMAND, "compress", Cell.file(_float(cell, ORIGINAL), material), target, "--json"]
-    words += ["--calib", material.inputs(cell.network, "calib"), "--threads", "1"]
+    words += ["--freeze", "--calib", material.inputs(cell.network, "calib"), "--threads", "1"]
     words += ["--macs", "0.5", "--best-effort"] if cell.source == HALF else []
     words += ["--int8"] if cell.method == LEANONNX else []
     words += [] if measures else ["--no-measure"]

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
 import onnx
 
 from leanonnx.analysis.cost import cost_model
@@ -22,17 +21,26 @@ from leanonnx.numeric.arrays import Floats
 from leanonnx.quantization.biases import with_corrected_biases
 from leanonnx.quantization.formats import Int8Format
 from leanonnx.quantization.kernels import kernel_layers
-from leanonnx.quantization.layers import NOT_FINITE, OVERRIDABLE_WEIGHT, Layer, carriers_between, number_tensors
+from leanonnx.quantization.layers import (
+    NOT_FINITE,
+    OVERRIDABLE_WEIGHT,
+    Layer,
+    carriers_between,
+    number_tensors,
+    weighted_layers,
+)
 from leanonnx.quantization.preparation import Prepared
 from leanonnx.quantization.qdq import quantised_model
-from leanonnx.quantization.ranges import RANGE_METHODS, Observed, Ranges, nearest_ranges, observe_activations, ranges_by
+from leanonnx.quantization.ranges import RANGE_METHODS, Observed, nearest_ranges, observe_activations, ranges_by
+from leanonnx.quantization.recipe import Recipe, nearest_recipe
 from leanonnx.quantization.savings import by_loss_per_ms, observed_shapes, priced_layers, saved_ms
 from leanonnx.quantization.simulation import simulation_of
-from leanonnx.quantization.weights import RoundWeights, compensated_weights, nearest_weights
+from leanonnx.quantization.weights import compensated_weights
 from leanonnx.recovery.draft import calibration_batch, paired_distances
 from leanonnx.recovery.equalise import equalise
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.sessions import Feed
+from leanonnx.runtime.timing import TimingComparison
 from leanonnx.spelling import option
 from leanonnx.system.clock import StageProgress
 
@@ -46,8 +54,6 @@ MAX_SENSITIVITY_SAMPLES = 16
 """Largest number of samples on which single layers are compared with each other."""
 COMPARED_AT_ONCE = 4
 """Candidates that run side by side."""
-CLEAR_ERRORS = 2.0
-"""Standard errors by which a more elaborate way has to be nearer: what is clipped shows in few samples only."""
 MAX_ADDED_ERROR = 0.05
 """Error that 8 bits may add, as a share of the output: layers stay float to get below."""
 MAX_FLOAT_SHARE = 0.5
@@ -60,6 +66,10 @@ CORRECTED = "corrected biases"
 NO_LAYER = "it has no layer that can be computed in integers"
 NONE_FASTER = "by the table of the hardware none of its layers is faster in integers"
 SENSITIVE = "alone in integers it adds an error of {:.2g} of the output"
+NOT_FASTER = "it is not faster"
+
+TimeIntegers = Callable[[onnx.ModelProto], TimingComparison]
+"""Times a model in integers against the float one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +84,7 @@ class Int8Choice:
         error: distance to the float model on held-out samples.
         nearest: the same without corrections, by the best of the ways that take all ranges alike.
         reason: why there is no model; empty if there is one.
+        comparison: the timing that shows that no model is faster; None if it was not that.
     """
 
     proto: onnx.ModelProto | None
@@ -83,38 +94,7 @@ class Int8Choice:
     error: float = 0.0
     nearest: float = 0.0
     reason: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Recipe:
-    """How candidates are made of a float model, whatever layers are in integers.
-
-    ``errors``: of the candidate with all that can be in integers, on parts of the held-out samples.
-    """
-
-    proto: onnx.ModelProto
-    ranges: Ranges
-    method: str
-    corrections: tuple[str, ...] = ()
-    round_weights: RoundWeights = field(default=nearest_weights)
-    errors: Floats = field(default_factory=lambda: np.array([np.inf]))
-
-    @property
-    def error(self) -> float:
-        """The mean error."""
-        return float(self.errors.mean())
-
-    def is_clearly_nearer(self, other: _Recipe) -> bool:
-        """True if the error is smaller than that of another by ``CLEAR_ERRORS`` standard errors over the parts."""
-        gains = other.errors - self.errors
-        if not np.isfinite(gains).all():
-            return self.error < other.error
-        spread = float(gains.std(ddof=1)) / np.sqrt(gains.size) if gains.size > 1 else 0.0
-        return float(gains.mean()) > CLEAR_ERRORS * spread
-
-    def and_also(self, correction: str) -> _Recipe:
-        """The same with a correction noted."""
-        return replace(self, corrections=(*self.corrections, correction))
+    comparison: TimingComparison | None = None
 
 
 def choose_int8(
@@ -124,8 +104,12 @@ def choose_int8(
     held: Dataset | None,
     kind: Int8Format,
     progress: StageProgress,
+    time: TimeIntegers | None = None,
 ) -> Int8Choice:
     """Choose how a prepared model is quantised, and the layers that stay float.
+
+    With ``time``, the layers that the hardware table chooses and all that can be in integers are timed, ranges taken
+    in the plainest way: the faster of the two go on; if both are slower than the float model, it ends there.
 
     Args:
         dag: the original.
@@ -134,14 +118,15 @@ def choose_int8(
         held: other samples, to compare candidates on; None for the same.
         kind: the integer formats.
         progress: is told how much is done.
+        time: times a model against the float one; None if nothing is timed.
 
     Raises:
-        RunFailed: a candidate cannot be made or run.
+        RunFailed: a candidate cannot be made, run or timed.
         DataError: the samples cannot be read.
     """
     macs = max(cost_model(dag)(dag.all_alive).macs, 1)
     count = int(min(max(FITTED_WORK / macs, MIN_FITTED_SAMPLES), MAX_FITTED_SAMPLES))
-    return _Search(dag, prepared.proto, fitted.subsample(count), held or fitted, kind).best(progress)
+    return _Search(dag, prepared.proto, fitted.subsample(count), held or fitted, kind, time).best(progress)
 
 
 def _why_none(layers: Sequence[Layer]) -> str:
@@ -155,14 +140,6 @@ def _why_none(layers: Sequence[Layer]) -> str:
     return f"{NO_LAYER}: {reason}{remedy}"
 
 
-def _nearest(recipes: Sequence[_Recipe]) -> _Recipe:
-    """The recipe with the smallest error; of two that do not differ clearly, the one that comes first."""
-    best = recipes[0]
-    for recipe in recipes[1:]:
-        best = recipe if recipe.is_clearly_nearer(best) else best
-    return best
-
-
 @dataclass(frozen=True)
 class _Search:
     """What candidates are made from, and compared on."""
@@ -172,24 +149,26 @@ class _Search:
     fitted: Dataset
     held: Dataset
     kind: Int8Format
+    time: TimeIntegers | None = None
 
     def best(self, progress: StageProgress) -> Int8Choice:
         """The best candidate."""
-        layers = self.layers
-        able = self.able
+        layers, able = self.layers, self.able
+        if self.slower is not None:
+            return Int8Choice(proto=None, layers=layers, reason=NOT_FASTER, comparison=self.slower)
         if not able:
             return Int8Choice(proto=None, layers=layers, reason=_why_none(layers))
         plain = self.measure([self.recipe_by(way, self.proto, self.observations) for way in RANGE_METHODS])
-        recipe = nearest = _nearest(plain)
+        recipe = nearest = nearest_recipe(plain)
         progress(0.15, "ranges")
-        steps: tuple[Callable[[_Recipe], list[_Recipe]], ...] = (
+        steps: tuple[Callable[[Recipe], list[Recipe]], ...] = (
             self.mix_ranges,
             self.equalise_channels,
             self.compensate,
             self.correct_biases,
         )
         for index, step in enumerate(steps):
-            recipe = _nearest([recipe, *self.measure(step(recipe))])
+            recipe = nearest_recipe([recipe, *self.measure(step(recipe))])
             progress(0.15 + 0.15 * (index + 1), step.__name__)
         choice = Int8Choice(
             proto=self.candidate(recipe, able),
@@ -203,24 +182,24 @@ class _Search:
             return choice
         return self.with_float_layers(choice, recipe, progress)
 
-    def recipe_by(self, way: str, proto: onnx.ModelProto, observed: Observed) -> _Recipe:
+    def recipe_by(self, way: str, proto: onnx.ModelProto, observed: Observed) -> Recipe:
         """The recipe with all ranges taken in one way."""
         method = next(each for each in RANGE_METHODS if each == way)
-        return _Recipe(proto=proto, ranges=ranges_by(method, observed, self.kind), method=way)
+        return Recipe(proto=proto, ranges=ranges_by(method, observed, self.kind), method=way)
 
-    def mix_ranges(self, recipe: _Recipe) -> list[_Recipe]:
+    def mix_ranges(self, recipe: Recipe) -> list[Recipe]:
         """A way chosen for each tensor; without corrections, of which there are none yet."""
         return [self.recipe_with_mixed_ranges(recipe.proto, self.observations)]
 
-    def recipe_with_mixed_ranges(self, proto: onnx.ModelProto, observed: Observed) -> _Recipe:
+    def recipe_with_mixed_ranges(self, proto: onnx.ModelProto, observed: Observed) -> Recipe:
         """The recipe with a way chosen for each tensor."""
         ways = [ranges_by(method, observed, self.kind) for method in RANGE_METHODS]
         layers = kernel_layers(proto, self.able)
         feeds, runs = self.comparison_data.feeds(self.batch), -(-self.comparison_data.count // self.batch)
         ranges = nearest_ranges(proto, layers, ways, self.kind, feeds, runs, self.dag.model.libraries)
-        return _Recipe(proto=proto, ranges=ranges, method=MIXED)
+        return Recipe(proto=proto, ranges=ranges, method=MIXED)
 
-    def equalise_channels(self, recipe: _Recipe) -> list[_Recipe]:
+    def equalise_channels(self, recipe: Recipe) -> list[Recipe]:
         """Channels equalised between layers, with new ranges."""
         proto = equalise(self.proto, self.observations.peaks)
         if proto == self.proto:
@@ -230,21 +209,21 @@ class _Search:
         made = self.recipe_with_mixed_ranges(proto, observed) if way == MIXED else self.recipe_by(way, proto, observed)
         return [made.and_also(EQUALISED)]
 
-    def compensate(self, recipe: _Recipe) -> list[_Recipe]:
+    def compensate(self, recipe: Recipe) -> list[Recipe]:
         """Weights rounded such that they make up for each other's errors."""
         layers, libraries = kernel_layers(recipe.proto, self.able), self.dag.model.libraries
         runs = -(-self.fitted.count // self.batch)
         rounding = compensated_weights(recipe.proto, layers, self.fitted_feeds, runs, libraries)
         return [replace(recipe, round_weights=rounding).and_also(COMPENSATED)]
 
-    def correct_biases(self, recipe: _Recipe) -> list[_Recipe]:
+    def correct_biases(self, recipe: Recipe) -> list[Recipe]:
         """Biases that take back mean errors."""
         quantised, layers = self.candidate(recipe, self.able), kernel_layers(recipe.proto, self.able)
         libraries = self.dag.model.libraries
         proto = with_corrected_biases(recipe.proto, quantised, layers, self.fitted_feeds(), libraries)
         return [replace(recipe, proto=proto).and_also(CORRECTED)]
 
-    def with_float_layers(self, choice: Int8Choice, recipe: _Recipe, progress: StageProgress) -> Int8Choice:
+    def with_float_layers(self, choice: Int8Choice, recipe: Recipe, progress: StageProgress) -> Int8Choice:
         """The candidate in which few layers stay float, those with the most loss per ms first, if it meets the limit.
 
         The number doubles until the limit is met, then is halved towards the least that meets it; where half of the
@@ -278,12 +257,12 @@ class _Search:
             low, high = (low, middle) if look(middle) else (middle, high)
         return min(seen.values(), key=lambda each: each.error) if seen[high].error > MAX_ADDED_ERROR else seen[high]
 
-    def candidate(self, recipe: _Recipe, layers: Sequence[Layer]) -> onnx.ModelProto:
+    def candidate(self, recipe: Recipe, layers: Sequence[Layer]) -> onnx.ModelProto:
         """The model with these layers in integers."""
         carriers = carriers_between(recipe.proto, {layer.name for layer in layers}, self.unbounded_nodes)
         return quantised_model(recipe.proto, layers, carriers, recipe.ranges, self.kind, recipe.round_weights)
 
-    def measure(self, recipes: Sequence[_Recipe]) -> list[_Recipe]:
+    def measure(self, recipes: Sequence[Recipe]) -> list[Recipe]:
         """Recipes with the errors of the candidates that have all layers in integers."""
         errors = self.errors([simulation_of(self.candidate(recipe, self.able)) for recipe in recipes])
         return [replace(recipe, errors=row) for recipe, row in zip(recipes, errors, strict=True)]
@@ -297,7 +276,7 @@ class _Search:
 
     def observe_activations(self, proto: onnx.ModelProto) -> Observed:
         """Observations of the tensors that nodes in integers may read or write."""
-        layers = {layer.name for layer in self.priced_by_table if not layer.reason}
+        layers = {layer.name for layer in weighted_layers(self.proto) if not layer.reason}
         nodes = layers.union(carriers_between(proto, layers))
         constants = {tensor.name for tensor in proto.graph.initializer}
         names = {
@@ -337,7 +316,32 @@ class _Search:
     @cached_property
     def priced_by_table(self) -> tuple[Layer, ...]:
         """All layers, with the reason why some stay float whatever the ranges are."""
-        return priced_layers(self.proto, self.kind, self.shapes)
+        return self.bounded(priced_layers(self.proto, self.kind, self.shapes))
+
+    @cached_property
+    def timed(self) -> tuple[tuple[Layer, ...], TimingComparison] | None:
+        """The faster of the layers that the table chooses and of all that can be in integers; None untimed."""
+        choices = [self.priced_by_table]
+        if any(layer.is_slower for layer in self.priced_by_table):
+            choices.append(self.bounded(weighted_layers(self.proto)))
+        choices = [layers for layers in choices if any(not layer.reason for layer in layers)]
+        if self.time is None or not choices:
+            return None
+        plain = self.recipe_by(RANGE_METHODS[0], self.proto, self.observations)
+        times = [self.time(self.candidate(plain, [each for each in layers if not each.reason])) for layers in choices]
+        return max(zip(choices, times, strict=True), key=lambda pair: pair[1].speedup)
+
+    @property
+    def slower(self) -> TimingComparison | None:
+        """The timing that shows that no choice of layers is faster; None if it may be."""
+        return self.timed[1] if self.timed is not None and self.timed[1].is_slower else None
+
+    def bounded(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+        """Layers, those whose numbers have no range with that as their reason."""
+        return tuple(
+            replace(layer, reason=NOT_FINITE) if not layer.reason and layer.name in self.unbounded_nodes else layer
+            for layer in layers
+        )
 
     @cached_property
     def shapes(self) -> Shapes:
@@ -352,13 +356,10 @@ class _Search:
         saved = {} if table is None else saved_ms(self.proto, self.shapes, table)
         return {layer.name: saved[layer.name] for layer in self.able if layer.name in saved}
 
-    @cached_property
+    @property
     def layers(self) -> tuple[Layer, ...]:
         """All layers, with the reason why some stay float."""
-        return tuple(
-            replace(layer, reason=NOT_FINITE) if not layer.reason and layer.name in self.unbounded_nodes else layer
-            for layer in self.priced_by_table
-        )
+        return self.priced_by_table if self.timed is None else self.timed[0]
 
     @cached_property
     def able(self) -> tuple[Layer, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -100,7 +101,8 @@ def _draft(candidate: Candidate, kind: Int8Format, fitted: Dataset, held: Datase
     with job.clock.stage("quantise") as progress:
         try:
             prepared = prepare(onnx.load(path), job.dag.model.path, feeds, libraries)
-            choice = choose_int8(job.dag, prepared, fitted, held, kind, progress)
+            time_it = partial(_time_integers, candidate) if job.options.measures else None
+            choice = choose_int8(job.dag, prepared, fitted, held, kind, progress, time_it)
         except RunFailed as error:
             return _Draft(replace(evidence, reason=str(error)))
     evidence = replace(
@@ -110,7 +112,8 @@ def _draft(candidate: Candidate, kind: Int8Format, fitted: Dataset, held: Datase
         error=None if choice.proto is None else choice.error,
         layers=choice.layers,
         raised_from=prepared.raised_from,
-        reason=choice.reason,
+        comparison=choice.comparison,
+        reason=choice.reason if choice.comparison is None else _not_faster(choice.comparison),
     )
     warnings: tuple[str, ...] = ()
     if choice.proto is not None and choice.error > MAX_ADDED_ERROR:
@@ -189,8 +192,20 @@ def _with_timing(candidate: Candidate, evidence: Quantisation, path: Path) -> Qu
             return replace(evidence, comparison=comparison)
         if not comparison.is_busy:
             break
-    told = "is not" if not comparison.is_busy else "could not be told, as the machine was busy, to be"
-    return replace(evidence, comparison=comparison, reason=f"it {told} faster: {ratio_text(comparison)}")
+    return replace(evidence, comparison=comparison, reason=_not_faster(comparison))
+
+
+def _not_faster(comparison: TimingComparison) -> str:
+    is_known = comparison.is_slower or not comparison.is_busy
+    told = "is not" if is_known else "could not be told, as the machine was busy, to be"
+    return f"it {told} faster: {ratio_text(comparison)}"
+
+
+def _time_integers(candidate: Candidate, proto: onnx.ModelProto) -> TimingComparison:
+    """Time a model in integers, as yet unproven, against the float one."""
+    path = candidate.job.new_file("timed")
+    write_model(proto, path, external=bool(candidate.job.dag.model.external_files))
+    return _compare(candidate, path, SECONDS)
 
 
 def _compare(candidate: Candidate, path: Path, seconds: float) -> TimingComparison:
