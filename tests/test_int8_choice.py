@@ -245,7 +245,7 @@ SLOW_GROUPS = Int8Format(
 """A table by which the grouped convolution is slower in integers, and conversions cost nothing."""
 
 
-def timed(seen: list[int], *fractions: float) -> Any:
+def timer(seen: list[int], *fractions: float) -> Any:
     """A timer that notes the numbers of integer weights, and tells these fractions of the float time in turn."""
 
     def time(proto: onnx.ModelProto) -> Any:
@@ -260,7 +260,7 @@ def timed(seen: list[int], *fractions: float) -> Any:
 def test_measured_times_overrule_the_table(fractions: tuple[float, float], floats: int) -> None:
     feeds, seen = feeds_of(LAYERS, 30), list[int]()
     assert [layer.is_slower for layer in chosen(LAYERS, feeds, SLOW_GROUPS).layers] == [False, True, False, False]
-    choice = chosen(LAYERS, feeds, SLOW_GROUPS, timed(seen, *fractions))
+    choice = chosen(LAYERS, feeds, SLOW_GROUPS, timer(seen, *fractions))
     assert seen == [3, 4]
     assert choice.proto is not None and sum(bool(layer.reason) for layer in choice.layers) == floats
 
@@ -268,12 +268,12 @@ def test_measured_times_overrule_the_table(fractions: tuple[float, float], float
 def test_what_is_slower_with_any_layers_is_not_refined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice._Search, "compensate", None)
     seen: list[int] = []
-    result = chosen(LAYERS, feeds_of(LAYERS, 30), SLOW_GROUPS, timed(seen, 1.3, 1.2))
+    result = chosen(LAYERS, feeds_of(LAYERS, 30), SLOW_GROUPS, timer(seen, 1.3, 1.2))
     assert result.proto is None and result.reason == "it is not faster"
     assert result.comparison is not None and result.comparison.speedup == pytest.approx(1 / 1.2)
 
 
 def test_one_choice_is_timed_where_the_table_wants_all_layers() -> None:
     seen: list[int] = []
-    assert chosen(LAYERS, feeds_of(LAYERS, 30), FORMAT, timed(seen, 0.5)).proto is not None
+    assert chosen(LAYERS, feeds_of(LAYERS, 30), FORMAT, timer(seen, 0.5)).proto is not None
     assert seen == [4]

@@ -32,7 +32,7 @@ from leanonnx.quantization.layers import (
 from leanonnx.quantization.preparation import Prepared
 from leanonnx.quantization.qdq import quantised_model
 from leanonnx.quantization.ranges import RANGE_METHODS, Observed, nearest_ranges, observe_activations, ranges_by
-from leanonnx.quantization.recipe import Recipe, nearest_recipe
+from leanonnx.quantization.recipes import Int8Recipe, nearest_recipe
 from leanonnx.quantization.savings import by_loss_per_ms, observed_shapes, priced_layers, saved_ms
 from leanonnx.quantization.simulation import simulation_of
 from leanonnx.quantization.weights import compensated_weights
@@ -161,7 +161,7 @@ class _Search:
         plain = self.measure([self.recipe_by(way, self.proto, self.observations) for way in RANGE_METHODS])
         recipe = nearest = nearest_recipe(plain)
         progress(0.15, "ranges")
-        steps: tuple[Callable[[Recipe], list[Recipe]], ...] = (
+        steps: tuple[Callable[[Int8Recipe], list[Int8Recipe]], ...] = (
             self.mix_ranges,
             self.equalise_channels,
             self.compensate,
@@ -182,24 +182,24 @@ class _Search:
             return choice
         return self.with_float_layers(choice, recipe, progress)
 
-    def recipe_by(self, way: str, proto: onnx.ModelProto, observed: Observed) -> Recipe:
+    def recipe_by(self, way: str, proto: onnx.ModelProto, observed: Observed) -> Int8Recipe:
         """The recipe with all ranges taken in one way."""
         method = next(each for each in RANGE_METHODS if each == way)
-        return Recipe(proto=proto, ranges=ranges_by(method, observed, self.kind), method=way)
+        return Int8Recipe(proto=proto, ranges=ranges_by(method, observed, self.kind), method=way)
 
-    def mix_ranges(self, recipe: Recipe) -> list[Recipe]:
+    def mix_ranges(self, recipe: Int8Recipe) -> list[Int8Recipe]:
         """A way chosen for each tensor; without corrections, of which there are none yet."""
         return [self.recipe_with_mixed_ranges(recipe.proto, self.observations)]
 
-    def recipe_with_mixed_ranges(self, proto: onnx.ModelProto, observed: Observed) -> Recipe:
+    def recipe_with_mixed_ranges(self, proto: onnx.ModelProto, observed: Observed) -> Int8Recipe:
         """The recipe with a way chosen for each tensor."""
         ways = [ranges_by(method, observed, self.kind) for method in RANGE_METHODS]
         layers = kernel_layers(proto, self.able)
         feeds, runs = self.comparison_data.feeds(self.batch), -(-self.comparison_data.count // self.batch)
         ranges = nearest_ranges(proto, layers, ways, self.kind, feeds, runs, self.dag.model.libraries)
-        return Recipe(proto=proto, ranges=ranges, method=MIXED)
+        return Int8Recipe(proto=proto, ranges=ranges, method=MIXED)
 
-    def equalise_channels(self, recipe: Recipe) -> list[Recipe]:
+    def equalise_channels(self, recipe: Int8Recipe) -> list[Int8Recipe]:
         """Channels equalised between layers, with new ranges."""
         proto = equalise(self.proto, self.observations.peaks)
         if proto == self.proto:
@@ -209,21 +209,21 @@ class _Search:
         made = self.recipe_with_mixed_ranges(proto, observed) if way == MIXED else self.recipe_by(way, proto, observed)
         return [made.and_also(EQUALISED)]
 
-    def compensate(self, recipe: Recipe) -> list[Recipe]:
+    def compensate(self, recipe: Int8Recipe) -> list[Int8Recipe]:
         """Weights rounded such that they make up for each other's errors."""
         layers, libraries = kernel_layers(recipe.proto, self.able), self.dag.model.libraries
         runs = -(-self.fitted.count // self.batch)
         rounding = compensated_weights(recipe.proto, layers, self.fitted_feeds, runs, libraries)
         return [replace(recipe, round_weights=rounding).and_also(COMPENSATED)]
 
-    def correct_biases(self, recipe: Recipe) -> list[Recipe]:
+    def correct_biases(self, recipe: Int8Recipe) -> list[Int8Recipe]:
         """Biases that take back mean errors."""
         quantised, layers = self.candidate(recipe, self.able), kernel_layers(recipe.proto, self.able)
         libraries = self.dag.model.libraries
         proto = with_corrected_biases(recipe.proto, quantised, layers, self.fitted_feeds(), libraries)
         return [replace(recipe, proto=proto).and_also(CORRECTED)]
 
-    def with_float_layers(self, choice: Int8Choice, recipe: Recipe, progress: StageProgress) -> Int8Choice:
+    def with_float_layers(self, choice: Int8Choice, recipe: Int8Recipe, progress: StageProgress) -> Int8Choice:
         """The candidate in which few layers stay float, those with the most loss per ms first, if it meets the limit.
 
         The number doubles until the limit is met, then is halved towards the least that meets it; where half of the
@@ -257,12 +257,12 @@ class _Search:
             low, high = (low, middle) if look(middle) else (middle, high)
         return min(seen.values(), key=lambda each: each.error) if seen[high].error > MAX_ADDED_ERROR else seen[high]
 
-    def candidate(self, recipe: Recipe, layers: Sequence[Layer]) -> onnx.ModelProto:
+    def candidate(self, recipe: Int8Recipe, layers: Sequence[Layer]) -> onnx.ModelProto:
         """The model with these layers in integers."""
         carriers = carriers_between(recipe.proto, {layer.name for layer in layers}, self.unbounded_nodes)
         return quantised_model(recipe.proto, layers, carriers, recipe.ranges, self.kind, recipe.round_weights)
 
-    def measure(self, recipes: Sequence[Recipe]) -> list[Recipe]:
+    def measure(self, recipes: Sequence[Int8Recipe]) -> list[Int8Recipe]:
         """Recipes with the errors of the candidates that have all layers in integers."""
         errors = self.errors([simulation_of(self.candidate(recipe, self.able)) for recipe in recipes])
         return [replace(recipe, errors=row) for recipe, row in zip(recipes, errors, strict=True)]
@@ -316,14 +316,14 @@ class _Search:
     @cached_property
     def priced_by_table(self) -> tuple[Layer, ...]:
         """All layers, with the reason why some stay float whatever the ranges are."""
-        return self.bounded(priced_layers(self.proto, self.kind, self.shapes))
+        return self.with_bounds(priced_layers(self.proto, self.kind, self.shapes))
 
     @cached_property
-    def timed(self) -> tuple[tuple[Layer, ...], TimingComparison] | None:
+    def faster_choice(self) -> tuple[tuple[Layer, ...], TimingComparison] | None:
         """The faster of the layers that the table chooses and of all that can be in integers; None untimed."""
         choices = [self.priced_by_table]
         if any(layer.is_slower for layer in self.priced_by_table):
-            choices.append(self.bounded(weighted_layers(self.proto)))
+            choices.append(self.with_bounds(weighted_layers(self.proto)))
         choices = [layers for layers in choices if any(not layer.reason for layer in layers)]
         if self.time is None or not choices:
             return None
@@ -334,9 +334,9 @@ class _Search:
     @property
     def slower(self) -> TimingComparison | None:
         """The timing that shows that no choice of layers is faster; None if it may be."""
-        return self.timed[1] if self.timed is not None and self.timed[1].is_slower else None
+        return self.faster_choice[1] if self.faster_choice is not None and self.faster_choice[1].is_slower else None
 
-    def bounded(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    def with_bounds(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
         """Layers, those whose numbers have no range with that as their reason."""
         return tuple(
             replace(layer, reason=NOT_FINITE) if not layer.reason and layer.name in self.unbounded_nodes else layer
@@ -359,7 +359,7 @@ class _Search:
     @property
     def layers(self) -> tuple[Layer, ...]:
         """All layers, with the reason why some stay float."""
-        return self.priced_by_table if self.timed is None else self.timed[0]
+        return self.priced_by_table if self.faster_choice is None else self.faster_choice[0]
 
     @cached_property
     def able(self) -> tuple[Layer, ...]:

@@ -17,7 +17,7 @@ CLEAR_ERRORS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Int8Recipe:
     """How candidates are made of a float model, whatever layers are in integers.
 
     ``errors``: of the candidate with all that can be in integers, on parts of the held-out samples.
@@ -35,7 +35,7 @@ class Recipe:
         """The mean error."""
         return float(self.errors.mean())
 
-    def is_clearly_nearer(self, other: Recipe) -> bool:
+    def is_clearly_nearer(self, other: Int8Recipe) -> bool:
         """True if the error is smaller than that of another by ``CLEAR_ERRORS`` standard errors over the parts."""
         gains = other.errors - self.errors
         if not np.isfinite(gains).all():
@@ -43,12 +43,12 @@ class Recipe:
         spread = float(gains.std(ddof=1)) / np.sqrt(gains.size) if gains.size > 1 else 0.0
         return float(gains.mean()) > CLEAR_ERRORS * spread
 
-    def and_also(self, correction: str) -> Recipe:
+    def and_also(self, correction: str) -> Int8Recipe:
         """The same with a correction noted."""
         return replace(self, corrections=(*self.corrections, correction))
 
 
-def nearest_recipe(recipes: Sequence[Recipe]) -> Recipe:
+def nearest_recipe(recipes: Sequence[Int8Recipe]) -> Int8Recipe:
     """The recipe with the smallest error; of two that do not differ clearly, the one that comes first."""
     best = recipes[0]
     for recipe in recipes[1:]:
