@@ -1,0 +1,208 @@
+"""What leanonnx reads from outside, as functions of bytes, with valid inputs that a fuzzer starts from.
+
+A target reads its input as the commands do; an exception that is not a ``LeanOnnxError`` is a fault of leanonnx.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanonnx import compress, read_preprocessor, sweep
+from leanonnx.analysis.dag import build_channel_dag
+from leanonnx.commands.check.gates import read_gates
+from leanonnx.commands.sweep.journal import JOURNAL, Journal
+from leanonnx.commands.sweep.rows import HeaderRow
+from leanonnx.data.samples import open_data
+from leanonnx.graph.model import load
+from leanonnx.hardware.targets import read_hardware
+from leanonnx.reporting.encoding import from_json
+from leanonnx.runtime.observation import observe
+from tests.helpers import CALIBRATION, CNN, build
+from tests.seed_models import MODEL, SEED_MODELS
+
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+CNN_BYTES = build(CNN).SerializeToString()
+GATES = b'max-bytes = "5MB"\nmax-latency = "1.2x"\nmin-speedup = 1.5\nmax-deviation = 0.01\nmin-agreement = "99%"\n'
+PROCESSOR = (
+    b'{"do_resize": true, "size": {"shortest_edge": 8}, "crop_pct": 0.875, "do_center_crop": true, "crop_size": 8, '
+    b'"do_rescale": true, "rescale_factor": 0.0039, "do_normalize": true, "image_mean": [0.5, 0.4, 0.4], '
+    b'"image_std": [0.2, 0.2, 0.2], "resample": 3}'
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A function that reads an input, given an empty folder, and valid inputs."""
+
+    read: Callable[[bytes, Path], None]
+    seeds: Sequence[bytes]
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _written(folder: Path, name: str, content: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+def _model() -> Target:
+    def read(content: bytes, folder: Path) -> None:
+        compress(_written(folder, MODEL, content), folder / "out.onnx", keep=0.5, best_effort=True)
+
+    # models without further files; their folders cannot be fuzzed as one input
+    files = [make() for make in SEED_MODELS.values()]
+    return Target(read, [each[MODEL] for each in files if list(each) == [MODEL]])
+
+
+def _plan() -> Target:
+    seeds: list[bytes] = []
+    every: list[dict[str, Any]] = [{"keep": 0.5}, {"keep": 0.5, "calib": {"x": CALIBRATION}}, {"exact": True}]
+    for settings in every:
+        with _folder() as folder:
+            source = _written(folder, MODEL, CNN_BYTES)
+            compress(source, folder / "out.onnx", align=1, plan_out=folder / "plan.json", **settings)
+            seeds.append((folder / "plan.json").read_bytes())
+
+    def read(content: bytes, folder: Path) -> None:
+        source = _written(folder, MODEL, CNN_BYTES)
+        compress(source, folder / "out.onnx", plan=_written(folder, "plan.json", content))
+
+    return Target(read, seeds)
+
+
+def _plan_weights() -> Target:
+    with _folder() as folder:
+        source, plan, weights = _written(folder, MODEL, CNN_BYTES), folder / "plan.json", folder / "weights.npz"
+        given: dict[str, Any] = {"calib": {"x": CALIBRATION}, "plan_out": plan, "plan_weights": weights}
+        compress(source, folder / "out.onnx", keep=0.5, align=1, **given)
+        text, stored = plan.read_bytes(), weights.read_bytes()
+
+    def read(content: bytes, folder: Path) -> None:
+        source = _written(folder, MODEL, CNN_BYTES)
+        _written(folder, "weights.npz", content)
+        compress(source, folder / "out.onnx", plan=_written(folder, "plan.json", text))
+
+    return Target(read, [stored])
+
+
+def _journal() -> Target:
+    with _folder() as folder:
+        sweep(_written(folder, MODEL, CNN_BYTES), folder / "out", keep=[0.6, 0.4], align=1)
+        content = (folder / "out" / JOURNAL).read_bytes()
+        header = from_json(HeaderRow, Journal(folder / "out").header)
+
+    def read(content: bytes, folder: Path) -> None:
+        _written(folder, JOURNAL, content)
+        Journal(folder).begin(header)
+
+    return Target(read, [content, content[: len(content) // 2]])
+
+
+def _arrays(name: str, seeds: Sequence[bytes]) -> Target:
+    with _folder() as folder:
+        model = load(_written(folder, MODEL, CNN_BYTES))
+    shapes = build_channel_dag(model, observe(model, {})).shapes
+
+    def read(content: bytes, folder: Path) -> None:
+        path = _written(folder, name, content)
+        for _ in open_data(path if path.suffix in (".npz", ".npy") else folder, model, shapes).feeds(4):
+            pass
+
+    return Target(read, seeds)
+
+
+def _npz() -> Target:
+    contents = []
+    for arrays in ({"x": CALIBRATION[:2]}, {"x": CALIBRATION[:2], "label": np.arange(2)}, {"x": CALIBRATION[:1] > 0}):
+        for write in (np.savez, np.savez_compressed):
+            file = io.BytesIO()
+            write(file, **arrays)
+            contents.append(file.getvalue())
+    return _arrays("inputs.npz", contents)
+
+
+def _npy() -> Target:
+    contents = []
+    for array in (CALIBRATION[:2], np.asfortranarray(CALIBRATION[:2]), CALIBRATION[0].astype(">f8")):
+        file = io.BytesIO()
+        np.save(file, array)
+        contents.append(file.getvalue())
+    return _arrays("inputs.npy", contents)
+
+
+def _images() -> Target:
+    from PIL import Image  # an extra of leanonnx
+
+    contents = []
+    for name in IMAGE_FORMATS:
+        for mode in ("RGB", "L", "P"):
+            file = io.BytesIO()
+            pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+            Image.fromarray(pixels).convert(mode).save(file, name)
+            contents.append(file.getvalue())
+    return _arrays("image.png", contents)
+
+
+def _gates() -> Target:
+    def read(content: bytes, folder: Path) -> None:
+        read_gates(_written(folder, "gates.toml", content))
+
+    return Target(read, [GATES])
+
+
+def _targets() -> Target:
+    def read(content: bytes, folder: Path) -> None:
+        read_hardware(_written(folder, "targets.toml", content))
+
+    return Target(read, [(resources.files("leanonnx.hardware") / "targets.toml").read_bytes()])
+
+
+def _preprocessor() -> Target:
+    def read(content: bytes, folder: Path) -> None:
+        read_preprocessor(_written(folder, "preprocessor_config.json", content))
+
+    return Target(read, [PROCESSOR])
+
+
+def _checkpoint() -> Target:
+    from leanonnx.commands.finetune.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+
+    with _folder() as folder:
+        state = Checkpoint("run", 1, [], [], 0.5, 1, [(0.5, 0.5)], 1.0, {"state": {}}, {}, 1.0)
+        write_checkpoint(state, folder / "run.pt")
+        seed = (folder / "run.pt").read_bytes()
+
+    def read(content: bytes, folder: Path) -> None:
+        read_checkpoint(_written(folder, "run.pt", content), "run")
+
+    return Target(read, [seed])
+
+
+TARGETS: dict[str, Callable[[], Target]] = {
+    "model": _model,
+    "plan": _plan,
+    "plan-weights": _plan_weights,
+    "npz": _npz,
+    "npy": _npy,
+    "images": _images,
+    "gates": _gates,
+    "targets": _targets,
+    "preprocessor": _preprocessor,
+    "journal": _journal,
+    "checkpoint": _checkpoint,
+}
+"""Makers of the targets, by name; the checkpoint needs torch."""
