@@ -131,5 +131,5 @@ def read_toml(path: Path, absent: str, broken: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OptionError(f"{path}: cannot be read: {error.strerror}; {absent}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OptionError(f"{path}: not TOML: {error}; {broken}") from error

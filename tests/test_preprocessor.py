@@ -109,6 +109,7 @@ def test_pixels(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[]", "no image processor"),
         ('{"model_type": "resnet"}', "no image processor"),
         ('{"image_mean": "a"}', "unexpected values"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import time
 
 import numpy as np
 import pytest
 
 from leanonnx.runtime import sessions
-from leanonnx.runtime.sessions import open_session, session_runner
+from leanonnx.runtime.sessions import RunFailed, open_session, session_runner, translate_errors
 from tests.helpers import build
 
 
@@ -20,3 +21,10 @@ def test_time_between_runs_counts_for_none_of_them(monkeypatch: pytest.MonkeyPat
         time.sleep(0.6)
         (found,) = run_once({"x": np.ones(2, np.float32)})
     assert np.array_equal(found, [1, 1])
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EIO, OSError), (errno.EACCES, OSError), (errno.ENOENT, RunFailed)])
+def test_a_failing_disk_is_not_blamed_on_the_model(number: int, kind: type[Exception]) -> None:
+    text = f"[ONNXRuntimeError] : 1 : FAIL : Load model from m.onnx failed:system error number {number}"
+    with pytest.raises(kind), translate_errors():
+        raise RuntimeError(text)

@@ -71,3 +71,23 @@ def test_a_line_that_was_cut_short_is_passed_over(model: Path) -> None:
     assert len(journal.read_bytes().splitlines()) == len(whole.splitlines())
     journal.write_bytes(whole.replace(b'"asked"', b'"baked"', 1))
     refused(model.parent, "sweep", model, "--keep", "0.75,0.5", *QUICK, says=("line 2 is damaged", "--restart"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (b'{"header": {', b'{"header": 5, "rest": {', "line 1 is damaged"),
+        (b'"models": {"net"', b'"models": [], "rest": {"net"', "line 1 is damaged"),
+        (b'"models": {"net": {', b'"models": {"net": 5, "rest": {', "line 1 is damaged"),
+        (b'"sha256": ', b'"sha512": ', "sha512 of the model"),
+        (b'{"header": ', b"[" * 100_000 + b'{"header": ', "line 1 is damaged"),
+    ],
+    ids=["header", "models", "model", "key", "nested"],
+)
+def test_a_damaged_header_is_refused(model: Path, old: bytes, new: bytes, says: str) -> None:
+    run(model.parent, model, "--keep", "0.5", *QUICK)
+    journal = model.parent / "net-sweep" / JOURNAL
+    raw = journal.read_bytes()
+    assert raw.count(old) == 1
+    journal.write_bytes(raw.replace(old, new))
+    refused(model.parent, "sweep", model, "--keep", "0.5", *QUICK, says=(says, "--restart"))

@@ -89,6 +89,7 @@ BAD = {
     "part of a channel": (spoilt(block=7.5), "block = 7.5, expected a whole number"),
     "no table": ("block = 8\n", "'block'"),
     "no TOML": ("block: 8\n", "not TOML"),
+    "nested without end": (f"block = {'[' * 100_000}", "not TOML"),
 }
 
 

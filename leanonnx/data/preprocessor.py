@@ -40,7 +40,7 @@ def read_preprocessor(path: str | Path, layout: ImageLayout = "auto") -> ImageFo
         row = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise OptionError(f"{given}: cannot be read: {error.strerror}; give a {FILE_NAME}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OptionError(f"{given}: not JSON: {error}; give a {FILE_NAME}") from error
     if not isinstance(row, Mapping) or not any(name in row for name in KNOWN):
         raise OptionError(f"{given}: no image processor (no {', '.join(KNOWN[:3])} …); give a {FILE_NAME}")

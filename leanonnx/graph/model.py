@@ -6,9 +6,11 @@ Edits are made on the protobuf, because onnx-graphsurgeon's export drops metadat
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +33,10 @@ from leanonnx.spelling import option
 
 OUT_OF_MEMORY_TEXTS = ("Failed to allocate memory", "bad allocation", "bad_alloc")
 """Parts of the messages of libraries in C++ that have no memory."""
+SYSTEM_ERROR = re.compile(r"(?:system error number|errcode =) (\d+)")
+"""What onnxruntime says of a file that it cannot open or read, with the number of the error."""
+MACHINE_ERRORS = {errno.EIO, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EMFILE, errno.ENFILE}
+"""Numbers of errors that no model is to blame for."""
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -174,7 +180,7 @@ def _inline_functions(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     try:
         return inline_local_functions(proto)
     except Exception as error:  # onnx raises several unrelated types
-        raise_if_out_of_memory(error)
+        raise_if_machine_failed(error)
         raise ModelError(
             f"{path}: the local functions cannot be inlined: {first_line(error)}; export the model without functions"
         ) from error
@@ -184,7 +190,7 @@ def _read_external(proto: onnx.ModelProto, path: Path) -> None:
     try:
         load_external_data_for_model(proto, str(path.parent))
     except Exception as error:  # onnx raises several unrelated types
-        raise_if_out_of_memory(error)
+        raise_if_machine_failed(error)
         raise ModelError(
             f"{path}: the external data cannot be read: {first_line(error)}; copy the data file again"
         ) from error
@@ -244,14 +250,23 @@ def check_model(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # the checker raises several unrelated types
-        raise_if_out_of_memory(error)
+        raise_if_machine_failed(error)
         raise ModelError(f"{path}: the ONNX checker refuses the model: {first_line(error)}; export it again") from error
 
 
-def raise_if_out_of_memory(error: BaseException | str) -> None:
-    """Raise a MemoryError if that is what an error of a library says; its message will do."""
-    if isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY_TEXTS):
-        raise MemoryError(str(error))
+def raise_if_machine_failed(error: BaseException | str) -> None:
+    """Raise what an error of a library says of the machine rather than of the model; its message will do.
+
+    Raises:
+        MemoryError: there is not enough memory.
+        OSError: a file cannot be read or written, for a reason that is not in the model.
+    """
+    text = str(error)
+    if isinstance(error, MemoryError) or any(each in text for each in OUT_OF_MEMORY_TEXTS):
+        raise MemoryError(text)
+    match = SYSTEM_ERROR.search(text)
+    if match and int(match[1]) in MACHINE_ERRORS:
+        raise OSError(int(match[1]), os.strerror(int(match[1])))
 
 
 def first_line(error: BaseException) -> str:

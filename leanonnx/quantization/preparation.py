@@ -14,7 +14,7 @@ from onnx import numpy_helper, version_converter
 
 from leanonnx.errors import ModelError
 from leanonnx.graph.formats import graphs, value_names
-from leanonnx.graph.model import Model, first_line, raise_if_out_of_memory
+from leanonnx.graph.model import Model, first_line, raise_if_machine_failed
 from leanonnx.graph.nodes import fresh_name, is_quantised, node_title, standard_name
 from leanonnx.graph.storage import copy_fields
 from leanonnx.graph.tidy import tidy
@@ -115,7 +115,7 @@ def _convert(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         converted = version_converter.convert_version(proto, LEAST_OPSET)
         onnx.checker.check_model(converted)
     except Exception as error:  # the converter raises several unrelated types
-        raise_if_out_of_memory(error)
+        raise_if_machine_failed(error)
         raise ModelError(
             f"{path}: its operator set {GraphView(proto).opset} cannot be raised to {LEAST_OPSET}, which "
             f"{option('int8', True)} needs: {first_line(error)}; export it with operator set {LEAST_OPSET} or later"

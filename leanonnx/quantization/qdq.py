@@ -13,7 +13,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from leanonnx.graph.model import first_line, raise_if_out_of_memory
+from leanonnx.graph.model import first_line, raise_if_machine_failed
 from leanonnx.graph.nodes import holder_array
 from leanonnx.graph.view import GraphView
 from leanonnx.quantization.formats import Int8Format
@@ -76,7 +76,7 @@ def quantised_model(
             quantiser.quantize_model()
             quantiser.model.topological_sort()
         except Exception as error:  # the quantiser raises many types
-            raise_if_out_of_memory(error)
+            raise_if_machine_failed(error)
             raise RunFailed(f"onnxruntime's quantiser fails: {first_line(error)}") from error
     result: onnx.ModelProto = quantiser.model.model
     _clean(proto, result)

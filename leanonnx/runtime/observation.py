@@ -14,7 +14,7 @@ import onnx
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.formatting import shape_text
 from leanonnx.graph.formats import REPLACED_TYPES, ElementTypes, convert_feed, convert_to_float32, float_types
-from leanonnx.graph.model import Model, first_line, raise_if_out_of_memory, tensors
+from leanonnx.graph.model import Model, first_line, raise_if_machine_failed, tensors
 from leanonnx.graph.pixels import pixel_inputs
 from leanonnx.numeric.arrays import Array
 from leanonnx.operators.facts import Family
@@ -123,7 +123,7 @@ def _observe_proto(model: Model, proto: onnx.ModelProto, given: Shapes, replaced
         except ModelError:
             raise
         except Exception as error:  # onnxruntime raises its own types, one per status code
-            raise_if_out_of_memory(error)
+            raise_if_machine_failed(error)
             if newer := NEWER_OPSET.search(str(error)):
                 raise ModelError(
                     f"{model.path}: its operator set {newer[1]} is newer than {newer[2]}, the last that this "
@@ -262,7 +262,7 @@ def _first_run(observer: _Observer, given: Shapes) -> tuple[Feed, list[Array]]:
         empty = empty or (feed, outputs)
     if empty:
         return empty
-    raise_if_out_of_memory(failure)
+    raise_if_machine_failed(failure)
     if len(trials) == 1:
         raise ModelError(f"{model.path}: onnxruntime cannot run the model: {failure}; export the model again")
     names = ", ".join(f"{v.name}{declared_sizes(v)}" for v in model.inputs)

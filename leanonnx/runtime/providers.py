@@ -22,7 +22,7 @@ import onnxruntime as ort
 
 from leanonnx.checks import check_choice, check_least
 from leanonnx.errors import ProviderMissing
-from leanonnx.graph.model import first_line, raise_if_out_of_memory
+from leanonnx.graph.model import first_line, raise_if_machine_failed
 from leanonnx.runtime.sessions import QUIET, Feed, Session, run_session, translate_errors
 from leanonnx.spelling import option
 from leanonnx.system.cores import available_cores
@@ -159,7 +159,7 @@ def prepare_provider(setting: Setting) -> None:
     try:
         _run_warm_up(replace(setting, cuda_graph=False))
     except Exception as error:  # an outdated driver fails only in the first run
-        raise_if_out_of_memory(error)
+        raise_if_machine_failed(error)
         raise _provider_missing(
             setting.provider, _loader_error(setting.provider) or preloaded or first_line(error)
         ) from error

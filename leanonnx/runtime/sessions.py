@@ -22,7 +22,7 @@ from onnx import numpy_helper
 
 from leanonnx.errors import LeanOnnxError
 from leanonnx.graph.formats import ElementTypes, Source, convert_feed, convert_to_float32
-from leanonnx.graph.model import first_line, raise_if_out_of_memory
+from leanonnx.graph.model import first_line, raise_if_machine_failed
 from leanonnx.graph.storage import data_size, write_model
 from leanonnx.graph.view import FREE_INITIALIZERS
 from leanonnx.numeric.arrays import Array
@@ -143,7 +143,7 @@ def translate_errors() -> Iterator[None]:
     except (OSError, LeanOnnxError, RunFailed):
         raise
     except Exception as error:  # onnxruntime raises its own types, one per status code
-        raise_if_out_of_memory(error)
+        raise_if_machine_failed(error)
         raise RunFailed(first_line(error)) from error
 
 

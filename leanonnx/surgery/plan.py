@@ -151,7 +151,7 @@ def load_plan(path: StrPath) -> Plan:
         PlanError: the file is missing or not a valid plan.
     """
     try:
-        data = json.loads(Path(path).read_text())
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
         fields = {key: data[key] for key in PLAN_FIELDS}
         recipe = read_recipe(data["recovery"], Path(path).parent) if "recovery" in data else None
         removed = tuple(check_row(row) for row in data.get("removed_branches", ()))

@@ -89,7 +89,7 @@ class Journal:
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 self._take(json.loads(line))
-            except (ValueError, TypeError) as error:
+            except (ValueError, RecursionError) as error:
                 raise OutputError(
                     f"{self.path}: line {number} is damaged; start anew with {option('restart', True)}"
                 ) from error
@@ -100,6 +100,9 @@ class Journal:
             row = from_json(JournalRow, line)
             self.points[row.key] = row
         else:
+            models = header.get(MODELS, {}) if isinstance(header, dict) else None
+            if not isinstance(models, dict) or not all(isinstance(model, dict) for model in models.values()):
+                raise ValueError("the header is damaged")
             self.header = header
 
     def begin(self, header: HeaderRow) -> None:
@@ -116,8 +119,8 @@ class Journal:
         models = {**old_models, **new_models}
         for name, known in old_models.items():
             for key, value in known.items():
-                if models[name][key] != value:
-                    raise self._mismatch(f"{key} of the model '{name}' was {value}, and is {models[name][key]}")
+                if models[name].get(key) != value:
+                    raise self._mismatch(f"{key} of the model '{name}' was {value}, and is {models[name].get(key)}")
         self.header_written = self.header == {**new, MODELS: models}
         self.header = {**new, MODELS: models}
         if self.incomplete_line:
