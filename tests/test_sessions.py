@@ -7,7 +7,9 @@ import time
 
 import numpy as np
 import pytest
+import typer
 
+from leanonnx.cli.terminal import exit_codes
 from leanonnx.runtime import sessions
 from leanonnx.runtime.sessions import RunFailed, open_session, session_runner, translate_errors
 from tests.helpers import build
@@ -28,3 +30,10 @@ def test_a_failing_disk_is_not_blamed_on_the_model(number: int, kind: type[Excep
     text = f"[ONNXRuntimeError] : 1 : FAIL : Load model from m.onnx failed:system error number {number}"
     with pytest.raises(kind), translate_errors():
         raise RuntimeError(text)
+
+
+def test_a_model_that_cannot_be_run_any_more_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as stopped, exit_codes():
+        raise RunFailed("Protobuf parsing failed.")
+    assert stopped.value.exit_code == 2
+    assert "Protobuf parsing failed.; check the disk" in capsys.readouterr().err

@@ -24,7 +24,7 @@ from rich.console import Console, RenderableType
 from leanonnx.errors import BUG, NO_MEMORY, USER_ERROR, LeanOnnxError, OutputError
 from leanonnx.reporting.bars import progress_bar
 from leanonnx.reporting.encoding import to_json
-from leanonnx.runtime.sessions import claim_process
+from leanonnx.runtime.sessions import RunFailed, claim_process
 from leanonnx.spelling import spelled_for
 from leanonnx.system.clock import Progress, ProgressLines, ignore_progress, ticking
 
@@ -151,6 +151,13 @@ def exit_codes(interrupted: str = "nothing was written") -> Iterator[TextIO]:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         _stop(f"leanonnx: {place}{error.strerror or error}; check the disk and the permissions", USER_ERROR, error)
+    except RunFailed as error:
+        _stop(
+            f"leanonnx: onnxruntime fails on a model that it could run: {error}; check the disk, and report it if that "
+            "is sound",
+            USER_ERROR,
+            error,
+        )
     except (typer.Exit, typer.BadParameter):
         raise
     except Exception as error:  # noqa: BLE001 - the last place where a bug can be reported
