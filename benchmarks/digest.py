@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable
 from statistics import fmean, median
 
+from benchmarks import reliability_page as reliability
 from benchmarks.blocks import page as residual
 from benchmarks.common import DOCS, Row, load, table
 from benchmarks.int8 import page as integers
@@ -132,7 +133,7 @@ def paper() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {f.__name__: f for f in (chains, inputs, accuracy, speed, reach, paper)}
-BLOCKS |= inverse.BLOCKS | residual.NUMBERS | tolerance.NUMBERS | integers.NUMBERS
+BLOCKS |= inverse.BLOCKS | residual.NUMBERS | tolerance.NUMBERS | integers.NUMBERS | reliability.NUMBERS
 
 
 def filled(text: str) -> str:

@@ -42,12 +42,14 @@ class Case(NamedTuple):
         inputs: files that it reads.
         is_external: the weights of the model are in a file of their own.
         needs: a package without which the command does nothing.
+        resumes: it goes on where it stopped, so that it is run again after each fault, and must then succeed.
     """
 
     command: tuple[str, ...]
     inputs: tuple[str, ...] = (MODEL,)
     is_external: bool = False
     needs: str | None = None
+    resumes: bool = False
 
 
 CASES = {
@@ -64,7 +66,8 @@ CASES = {
         (MODEL, "inputs.npz", "small.onnx"),
     ),
     "sweep": Case(
-        ("sweep", MODEL, "--out", "curve", "--keep", "0.6,0.4", "--align", "1", "--no-measure", "--save-models")
+        ("sweep", MODEL, "--out", "curve", "--keep", "0.6,0.4", "--align", "1", "--no-measure", "--save-models"),
+        resumes=True,
     ),
     "finetune": Case(
         ("finetune", "small.onnx", OUT, "--teacher", MODEL, "--data", "inputs.npz", "--epochs", "1"),
@@ -94,7 +97,7 @@ def sweep_over(case: Case, fault: Fault, pristine: Path, library: Path, wanted: 
     counted: Counter[str] = Counter()
     codes: Counter[str] = Counter()
     broken: list[Row] = []
-    for done in runs(library, pristine, case.command, fault, first, step=step):
+    for done in runs(library, pristine, case.command, fault, first, step, case.resumes):
         if not done.fired:
             continue
         counted[done.operation] += 1

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from leanonnx.commands.sweep.driver import WORK_FOLDER
 from leanonnx.commands.sweep.journal import JOURNAL
 from tests.helpers import CNN, build, refused, saved
 from tests.sweeps import QUICK, lasting, points, run
@@ -91,3 +95,17 @@ def test_a_damaged_header_is_refused(model: Path, old: bytes, new: bytes, says: 
     assert raw.count(old) == 1
     journal.write_bytes(raw.replace(old, new))
     refused(model.parent, "sweep", model, "--keep", "0.5", *QUICK, says=(says, "--restart"))
+
+
+def test_a_removal_that_fails_once_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove, failed = os.rmdir, list[str]()
+
+    def fail_once(path: str, **settings: Any) -> None:
+        if Path(path).name == WORK_FOLDER and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        remove(path, **settings)
+
+    monkeypatch.setattr(os, "rmdir", fail_once)
+    run(model.parent, model, "--keep", "0.5", *QUICK)
+    assert failed and not (model.parent / "net-sweep" / WORK_FOLDER).exists()

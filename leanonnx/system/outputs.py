@@ -86,8 +86,13 @@ def temporary_folder_beside(output: Path) -> Iterator[Path]:
             + ("free some space" if error.errno in DISK_FULL_ERRORS else "give another path")
         ) from error
     finally:
-        for _ in range(REMOVAL_TRIES):
-            shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder as far as the system allows, more than once where single removals fail."""
+    for _ in range(REMOVAL_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_write_error(error: OSError, *paths: Path) -> bool:

@@ -67,6 +67,7 @@ class Run(NamedTuple):
         code: exit code; negative for a signal.
         message: stderr.
         folder: files afterwards, by path.
+        again: exit code of the same command without a fault afterwards; None if there was none.
     """
 
     number: int
@@ -75,6 +76,7 @@ class Run(NamedTuple):
     code: int
     message: str
     folder: dict[str, str | None]
+    again: int | None = None
 
 
 def build_library(target: Path) -> Path:
@@ -85,7 +87,13 @@ def build_library(target: Path) -> Path:
 
 
 def runs(
-    library: Path, pristine: Path, command: Sequence[str], fault: Fault, first: int = 1, step: int = 1
+    library: Path,
+    pristine: Path,
+    command: Sequence[str],
+    fault: Fault,
+    first: int = 1,
+    step: int = 1,
+    again: bool = False,
 ) -> Iterator[Run]:
     """Run a command until it ends without a fault, the fault later each time.
 
@@ -96,9 +104,10 @@ def runs(
         fault: the way to fail.
         first: operation that fails in the first run, from 1.
         step: by which the operation that fails moves on.
+        again: run the command once more, without a fault, where it did not succeed.
     """
     job = {"pristine": str(pristine), "command": list(command), "fault": list(fault)}
-    job |= {"first": first, "step": step}
+    job |= {"first": first, "step": step, "again": again}
     words = [sys.executable, str(HERE / "runner.py"), str(library), json.dumps(job)]
     with subprocess.Popen(words, env=environment(library), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -122,6 +131,8 @@ def environment(library: Path) -> Mapping[str, str]:
 def faults_of(run: Run, old: Mapping[str, Any], new: Mapping[str, Any], inputs: Sequence[str]) -> list[str]:
     """What is wrong with how a run ended; nothing if all is well.
 
+    If the command was run again, that run must succeed, and leave all that a run without a fault leaves.
+
     Args:
         run: the run.
         old: files before, by path.
@@ -134,9 +145,9 @@ def faults_of(run: Run, old: Mapping[str, Any], new: Mapping[str, Any], inputs: 
     is_killed = run.code == KILLED
     litter = sorted(name for name in left if name not in before and name not in after)
     if is_killed or run.operation in ("unlink", "rmdir"):
-        litter = [name for name in litter if not name.startswith(DRAFT)]
+        litter = [name for name in litter if not _is_draft(name)]
     wrong += [f"left behind: {name}" for name in litter]
-    left = {name: content for name, content in left.items() if not name.startswith(DRAFT)}
+    left = {name: content for name, content in left.items() if not _is_draft(name)}
     if run.code == 0 and left != after:
         wrong.append("exit code 0, but not the whole result")
     if run.code not in (0, 1, 2) and not is_killed:
@@ -145,9 +156,15 @@ def faults_of(run: Run, old: Mapping[str, Any], new: Mapping[str, Any], inputs: 
         wrong.append("no message")
     if "Traceback" in run.message:
         wrong.append("a traceback")
-    if run.code and left not in (before, after) and not (is_killed and _is_between(left, before, after)):
-        wrong.append(f"neither the old files nor the new: {_differences(left, before, after)}")
-    return wrong
+    differences = _differences(left, before, after)
+    if run.again is not None:
+        return wrong if run.again == 0 and left == after else [*wrong, f"run again: exit {run.again}, {differences}"]
+    is_old_or_new = left in (before, after) or (is_killed and _is_between(left, before, after))
+    return wrong if is_old_or_new or not run.code else [*wrong, f"neither the old files nor the new: {differences}"]
+
+
+def _is_draft(name: str) -> bool:
+    return any(part.startswith(DRAFT) for part in Path(name).parts)
 
 
 def _is_between(left: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:

@@ -17,8 +17,16 @@ from typing import Any
 
 SECONDS = 120
 """Longest time of a run."""
-ENDS = {".html": b"</html>", ".xml": b"</testsuites>"}
-"""How files that hold times end, by suffix."""
+ENDS = {
+    "page.html": b"</html>",
+    "junit.xml": b"</testsuites>",
+    "journal.jsonl": b"}",
+    "sweep.json": b"}",
+    "sweep.svg": b"</svg>",
+    "sweep.png": b"\xaeB`\x82",
+    "sweep.csv": b"",
+}
+"""How files that hold times end, by name."""
 
 
 def warm_up() -> None:
@@ -44,8 +52,8 @@ def folder_hashes(folder: Path) -> dict[str, str | None]:
 
 def _identity(path: Path) -> str:
     content = path.read_bytes()
-    if path.suffix in ENDS:
-        return "whole" if content.rstrip().endswith(ENDS[path.suffix]) else "cut short"
+    if path.name in ENDS:
+        return "whole" if content.rstrip().endswith(ENDS[path.name]) else "cut short"
     return sha256(content).hexdigest()
 
 
@@ -57,9 +65,20 @@ def command_line() -> None:
 
 
 def run_once(library: Any, job: dict[str, Any], number: int, place: Path) -> list[Any]:
-    """One run, in which an operation fails."""
+    """One run, in which an operation fails; after one that did not succeed, another without a fault if asked for."""
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(job["pristine"], place)
+    code, message = forked(library, job, number, place)
+    fired, operation, left = library.fault_fired(), library.fault_what().decode(), folder_hashes(place)
+    again = None
+    if job["again"] and code:
+        again, _ = forked(library, job, 0, place)
+        left = folder_hashes(place)
+    return [number, fired, operation, code, message[-2000:], left, again]
+
+
+def forked(library: Any, job: dict[str, Any], number: int, place: Path) -> tuple[int, str]:
+    """Exit code and stderr of a run in a process of its own, whose n-th operation fails; none does for 0."""
     stderr = place.parent / "stderr.txt"
     child = os.fork()
     if not child:
@@ -72,8 +91,9 @@ def run_once(library: Any, job: dict[str, Any], number: int, place: Path) -> lis
                 os.dup2(nowhere.fileno(), 1)
             signal.alarm(SECONDS)
             sys.argv = ["leanonnx", *job["command"]]
-            kinds, error, mode, large = job["fault"]
-            library.fault_arm(kinds, number, error, mode, large)
+            if number:
+                kinds, error, mode, large = job["fault"]
+                library.fault_arm(kinds, number, error, mode, large)
             command_line()
             code = 0
         except SystemExit as stop:
@@ -87,9 +107,7 @@ def run_once(library: Any, job: dict[str, Any], number: int, place: Path) -> lis
             sys.stderr.flush()
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    message = stderr.read_text(encoding="utf-8", errors="replace")
-    operation = library.fault_what().decode()
-    return [number, library.fault_fired(), operation, code, message[-2000:], folder_hashes(place)]
+    return code, stderr.read_text(encoding="utf-8", errors="replace")
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ measures, are made one by one.  A machine-wide lock makes other sweeps wait whil
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -33,7 +32,7 @@ from leanonnx.runtime.sessions import Feed, RunFailed
 from leanonnx.runtime.subprocess_timing import compare_in_subprocess
 from leanonnx.selection.search import SECONDS
 from leanonnx.system.clock import Progress, ignore_progress, with_item
-from leanonnx.system.outputs import data_file, write_file
+from leanonnx.system.outputs import data_file, remove_folder, write_file
 
 MODELS_FOLDER, WORK_FOLDER = "models", ".making"
 MAKE, MEASURE, DONE = "make", "measure", "done"
@@ -65,14 +64,14 @@ def run_sweep(
     if request.options.measures and request.options.setting.uses_gpu:
         prepare_provider(request.options.setting)
     with claim_folder(request.folder):
-        shutil.rmtree(request.folder / WORK_FOLDER, ignore_errors=True)
+        remove_folder(request.folder / WORK_FOLDER)
         if request.restart:
             _remove_sweep(request.folder)
         state = _Sweep(request, models, progress)
         try:
             state.make_all(make)
         finally:
-            shutil.rmtree(request.folder / WORK_FOLDER, ignore_errors=True)
+            remove_folder(request.folder / WORK_FOLDER)
         state.measure_all()
         return state.write_report(draw)
 
@@ -137,7 +136,7 @@ class _Sweep:
                     if outcome.code == 0:
                         _move_candidate(work / str(index) / MADE, self.candidate(batch[index]))
                         outcome = replace(outcome, measured=outcome.made if alone else None)
-                    shutil.rmtree(work / str(index), ignore_errors=True)
+                    remove_folder(work / str(index))
                     yield batch[index], outcome
 
     def measure_all(self) -> None:
@@ -150,7 +149,7 @@ class _Sweep:
                 self.progress("measure", number / len(keys), f"{number} of {len(keys)}")
                 self._note(key, self._measure(model, feed, key), done=True)
         if not self.request.save_models:
-            shutil.rmtree(self.request.folder / MODELS_FOLDER, ignore_errors=True)
+            remove_folder(self.request.folder / MODELS_FOLDER)
 
     def _open_original(self, name: str) -> tuple[Model, Feed]:
         """A model and the input for its measurement."""
@@ -221,6 +220,6 @@ def _move_candidate(made: Path, candidate: Path) -> None:
 
 def _remove_sweep(folder: Path) -> None:
     """Remove the files of an earlier sweep, its journal last."""
-    shutil.rmtree(folder / MODELS_FOLDER, ignore_errors=True)
+    remove_folder(folder / MODELS_FOLDER)
     for path in (*folder.glob("sweep.*"), folder / JOURNAL):
         path.unlink(missing_ok=True)

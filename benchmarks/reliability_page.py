@@ -1,0 +1,97 @@
+"""Tables of ``docs/reliability.md`` from the results: faults on purpose, fuzzing, branches, mutants."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from benchmarks.common import Row, load, table
+
+SECONDS_PER_HOUR = 3600
+
+
+def _by_name(rows: Iterable[Row], key: str) -> dict[str, list[Row]]:
+    result: dict[str, list[Row]] = {}
+    for row in rows:
+        result.setdefault(row[key], []).append(row)
+    return result
+
+
+def faults() -> str:
+    """Runs with a fault, by command and by kind of fault."""
+    rows = load("faults")["rows"]
+    kinds = list(dict.fromkeys(row["fault"] for row in rows))
+    lines = []
+    for case, own in _by_name(rows, "case").items():
+        runs = {row["fault"]: row["runs"] for row in own}
+        broken = sum(len(row["broken"]) for row in own)
+        step = max(row["step"] for row in own)
+        every = "every one" if step == 1 else f"one in {step}"
+        cells = [str(runs.get(kind, "")) for kind in kinds]
+        lines.append([case, every, *cells, str(sum(runs.values())), str(broken)])
+    total, broken = (sum(int(line[place]) for line in lines) for place in (-2, -1))
+    operations: Counter[str] = Counter()
+    for row in rows:
+        operations.update(row["operations"])
+    told = ", ".join(f"{name} {count}" for name, count in operations.most_common())
+    text = table(["command", "operations that fail", *kinds, "runs", "broken promises"], lines)
+    return f"{text}\n\n{total} runs, {broken} broken promises. Operations that failed: {told}."
+
+
+def fuzzing() -> str:
+    """Hours, inputs and findings of each target."""
+    rows = load("fuzz")["rows"]
+    lines = [
+        [
+            row["target"],
+            f"{row['seconds'] / SECONDS_PER_HOUR:.2f}",
+            f"{row['runs'] or 0:,}",
+            f"{row['edges'] or 0:,}",
+            str(row["kept"] or 0),
+            str(len(row["findings"])),
+        ]
+        for row in rows
+    ]
+    hours = sum(row["seconds"] for row in rows) / SECONDS_PER_HOUR
+    head = ["read from outside", "hours", "inputs", "edges of code reached", "inputs kept", "findings left"]
+    return f"{table(head, lines)}\n\n{hours:.1f} hours of one core in all."
+
+
+def branch_coverage() -> str:
+    """Branches and lines that the tests take, by room."""
+    rows = load("branch_coverage")["rooms"]
+    lines = [
+        [
+            row["room"],
+            str(row["files"]),
+            f"{row['run']} of {row['lines']}",
+            f"{row['taken']} of {row['branches']}",
+            f"{row['taken'] / row['branches']:.1%}",
+            str(row["excused"]),
+        ]
+        for row in rows
+    ]
+    return table(["room", "files", "lines", "branches", "share of branches", "excused lines"], lines)
+
+
+def mutants() -> str:
+    """Mutants that the tests noticed, and those that they did not."""
+    data = load("mutation")
+    same = [row for row in data["mutants"] if row.get("same")]
+    alive = [row for row in data["mutants"] if row["outcome"] == "survived" and not row.get("same")]
+    counted = data["count"] - len(same)
+    text = f"{data['dead']} of {counted} mutants that change behaviour died ({data['dead'] / max(counted, 1):.0%}); "
+    text += f"{len(same)} more change nothing that can be observed. Drawn with seed {data['seed']}."
+    lines = [[f"`{row['file']}:{row['line']}`", f"`{row['source']}`", row.get("same", "")] for row in [*alive, *same]]
+    return f"{text}\n\n{table(['survivor', 'as changed', 'why nothing changes'], lines)}" if lines else text
+
+
+NUMBERS: dict[str, Callable[[], str]] = {
+    f"reliability_{name}": make
+    for name, make in (
+        ("faults", faults),
+        ("fuzzing", fuzzing),
+        ("branches", branch_coverage),
+        ("mutants", mutants),
+    )
+}
