@@ -1,8 +1,8 @@
 """Branches of the rules, the surgery, the proof and the analysis that the tests take.
 
-    python -m benchmarks.branch_coverage [--tests TEST ...] [--python PYTHON]
+    python -m benchmarks.branch_coverage [--tests TEST ...] [--python PYTHON] [--workers N]
 
-Runs the tests under coverage.py (``pip install coverage``; ``--python``: an interpreter that has it and all that the
+Runs the tests with pytest-cov (``pip install pytest-cov``; ``--python``: an interpreter that has it and all that the
 tests need).  Branches that are run in processes of their own do not count.  Lines with ``# pragma: no cover`` and the
 reason are excused.  The exit code is that of the tests.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -59,15 +60,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.branch_coverage", description=__doc__)
     parser.add_argument("--tests", nargs="+", default=["tests"], help="files or folders of tests")
-    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="an interpreter that has coverage.py")
+    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="an interpreter that has pytest-cov")
+    parser.add_argument("--workers", type=int, default=2, help="tests that run side by side")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        data, report = Path(folder) / "data", Path(folder) / "report.json"
-        base, file = [str(args.python), "-m", "coverage"], f"--data-file={data}"
-        sources = ",".join(f"leanonnx/{room}/*" for room in ROOMS)
-        words = ["run", "--branch", f"--include={sources}", file, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        done = subprocess.run([*base, *words, *args.tests], check=False, cwd=ROOT)
-        subprocess.run([*base, "json", file, "-o", str(report)], check=True, cwd=ROOT, stdout=sys.stderr)
+        report = Path(folder) / "report.json"
+        words = [str(args.python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", str(args.workers)]
+        words += [f"--cov=leanonnx/{room}" for room in ROOMS]
+        words += ["--cov-branch", f"--cov-report=json:{report}", *args.tests]
+        done = subprocess.run(words, check=False, cwd=ROOT, env=os.environ | {"COVERAGE_FILE": f"{folder}/data"})
         rows = rows_of(json.loads(report.read_text()))
     rooms = totals(rows)
     for row in rooms:
