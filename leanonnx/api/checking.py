@@ -96,6 +96,7 @@ def check(
     *,
     max_deviation: LimitText | None = None,
     min_agreement: LimitText | None = None,
+    min_psnr: LimitText | None = None,
     max_drop: LimitText | None = None,
     score: str | ScoreFunction | None = None,
     min_speedup: LimitText | None = None,
@@ -129,6 +130,7 @@ def check(
         base: the baseline.
         new: the candidate.
         max_deviation, min_agreement: limits of ‖difference‖ / ‖baseline's‖ and of the share of equal decisions.
+        min_psnr: limit of the PSNR in dB of outputs that are images.
         max_drop, score: limit of the fall of a score, and the function of it, as in ``compress``; needs ``data``.
         min_speedup, max_latency_ms: limits of the speed relative to the baseline, and of the median of one run.
         max_bytes, max_params, max_macs: limits as numbers, or as text such as "5MB", "2.5M" or "0.5x".
