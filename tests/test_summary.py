@@ -27,7 +27,7 @@ from leanonnx.reporting.reports import (
 )
 from leanonnx.reporting.rows import FidelityRow, IntervalsRow, MetricChange, OutputDeviation, WorstChannel
 from leanonnx.reporting.summary import MOODS, SummaryContext, summarise
-from leanonnx.spelling import call_text, spelled_for
+from leanonnx.spelling import spelled_for
 from tests.test_report_page import report_of, timed
 
 FAST = timed(2.0, 1.9, 2.1)
@@ -396,8 +396,3 @@ def test_a_gate_is_one_that_the_result_keeps(numbers: list[float]) -> None:
     outputs = [output(0.0, ends=(0.0, 0.0), channel=channel_of(one, (one, one))) for one in numbers]
     words = shlex.split(step(judged(*outputs), context()).partition(": ")[2])
     assert float(words[words.index("--max-deviation") + 1]) >= max(numbers) * (1 - 1e-6)
-
-
-def test_places_that_look_like_options() -> None:
-    with spelled_for("command line"):
-        assert shlex.split(call_text("bench", "-a.onnx", "b c.onnx"))[2:] == ["./-a.onnx", "b c.onnx"]

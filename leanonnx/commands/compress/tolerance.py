@@ -18,6 +18,7 @@ import numpy as np
 
 from leanonnx.commands.compress.branch_removal import may_remove_branches, remove_branches
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
+from leanonnx.commands.compress.cautions import Caution
 from leanonnx.commands.compress.choosing import choose_channels, selector_for
 from leanonnx.commands.compress.judges import Judge
 from leanonnx.commands.compress.refitting import recover_weights
@@ -110,7 +111,7 @@ def _search(original: Candidate, making: Sequence[Stage]) -> Candidate | Refusal
             f"{nearest_text(curve)}; nothing written; ask for less, give more samples (there are {curve.samples} to "
             f"judge by), or add {option('best_effort', True)} to write that"
         )
-    notes = () if best.look.met else (nearest_text(curve),)
+    notes = () if best.look.met else (Caution("missed", nearest_text(curve)),)
     candidate = best.with_evidence(judge)
     chosen = replace(candidate, curve=curve, warnings=(*candidate.warnings, *notes))
     return _with_timing(original, chosen, best.look)
