@@ -14,7 +14,7 @@ from leanonnx.commands.check import check as gatekeeper
 from leanonnx.commands.check.gates import LIMITED_GATES, GateLimit, read_gates, read_limit
 from leanonnx.commands.check.report import check_report
 from leanonnx.commands.check.rows import CheckReport
-from leanonnx.commands.check.texts import verdict_text
+from leanonnx.commands.check.texts import check_next_step, verdict_text
 from leanonnx.commands.check.verdicts import Verdict
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
@@ -71,7 +71,11 @@ class CheckResult:
         )
         tables = (ResultTable("gates", tuple(map(vars, self.report.gates))), ResultTable("deviation", deviation))
         return View(
-            line=verdict_text(self.report), mood="good" if self.passed else "bad", tables=tables, notes=self.notes
+            line=verdict_text(self.report),
+            mood="good" if self.passed else "bad",
+            tables=tables,
+            notes=self.notes,
+            next_step=check_next_step(self.report),
         )
 
     _repr_html_ = result_html

@@ -134,7 +134,8 @@ def compress(
     """
     options = compress_options(locals(), budget=budget_of(locals()))
     with as_file(model) as source, result_file(out) as place, listening(progress) as listener:
-        return Compressed.of(pipeline.compress_file(source, place, options, **_extras(locals(), listener)), place)
+        result = pipeline.compress_file(source, place, options, **_extras(locals(), listener))
+        return Compressed.of(result, place, model_title(model))
 
 
 def analyse(

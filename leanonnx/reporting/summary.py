@@ -155,7 +155,7 @@ def _speed(row: LatencyRow | None) -> Statement:
     if comparison.verdict == FASTER:
         return Statement(ratio, "good")
     if row.busy:
-        return Statement(f"speed not known, as the machine was busy: {ratio}", "bad")
+        return Statement(f"speed not known, as the machine was busy: {ratio}", "plain")
     return Statement(f"{'slower' if comparison.verdict == SLOWER else 'not shown to be faster'}: {ratio}", "bad")
 
 
@@ -269,13 +269,13 @@ def _next_step(report: CompressionReport, context: SummaryContext, speed: Statem
         return "correct the labels, or how the inputs are scaled: the original itself scores no better than by chance"
     if now is not None and all(each.vacuous for each in now.outputs.values()):
         return f"give samples with {option('calib')} on which the outputs of the original differ"
-    is_untimed = speed.mood == "bad" and report.latency is not None and report.latency.busy
+    is_untimed = speed.mood != "good" and report.latency is not None and report.latency.busy
     if accuracy.mood == "bad" or (accuracy.mood == "plain" and not is_untimed):
         return _step_to_accuracy(report, context, accuracy)
     if _over_budget(report, context.options):
         held = call_text("inspect", source, **context.model_options)
         return f"see what keeps the model from becoming smaller: {held}"
-    if speed.mood == "bad":
+    if speed.mood == "bad" or is_untimed:
         again = call_text("bench", source, output, **context.timed, **context.model_options)
         return f"time it again while nothing else runs: {again}"
     data = {} if context.options.get("calib") is None else context.fresh_data
