@@ -16,7 +16,6 @@ from leanonnx.api.sources import (
     RuleSource,
     as_file,
     as_rules,
-    model_title,
     optional_path,
     result_file,
     several,
@@ -90,7 +89,7 @@ def remove_channels(
         removed = {name: tuple(map(int, indices)) for name, indices in chosen.items()}
         options = compress_options(keywords, plan=plan, removed=removed, best_effort=True)
         places = (optional_path(plan_out), as_rules(rules), listener, None, optional_path(plan_weights))
-        return Compressed.of(pipeline.compress_file(source, target, options, *places), target, model_title(model))
+        return Compressed.of(pipeline.compress_file(source, target, options, *places), target, model)
 
 
 def _indices(given: int | Sequence[int]) -> Sequence[int]:

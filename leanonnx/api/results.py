@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 
 from leanonnx.analysis.dag import ChannelDag
+from leanonnx.api.sources import ModelSource, model_title
 from leanonnx.commands.bench.benchmark import BenchCase
 from leanonnx.commands.bench.rows import BenchReport
 from leanonnx.commands.bench.tables import bench_next_step
@@ -56,8 +57,8 @@ class Compressed:
     _files: tuple[Path, ...] = field(default=())
 
     @classmethod
-    def of(cls, result: CompressResult, written: Path, title: str) -> Compressed:
-        """A result of the pipeline with the model that it has written; ``title`` names the original."""
+    def of(cls, result: CompressResult, written: Path, original: ModelSource) -> Compressed:
+        """A result of the pipeline with the model that it has written."""
         report, files = compression_report(result), result.dag.model.files
         return cls(
             plan=result.plan,
@@ -66,7 +67,7 @@ class Compressed:
             deviation=result.deviation,
             report=report,
             _proto=onnx.load(written),
-            _context=summary_context(result, title, UNSAVED),
+            _context=summary_context(result, model_title(original), UNSAVED),
             _files=files,
         )
 
