@@ -151,9 +151,9 @@ def value_verdicts(
     Raises:
         OptionError: a limit is on what no output holds.
     """
-    rows, everywhere = [], {**first, **further}
+    rows = []
     if DEVIATION in limits:
-        rows.append(deviation_verdict(limits[DEVIATION], everywhere, vacuous))
+        rows.append(deviation_verdict(limits[DEVIATION], {**first, **further}, vacuous))
     if AGREEMENT in limits:
         shares = [(one.top1, source, one) for source, one in _outputs(first) if one.top1 is not None]
         if not shares:
@@ -162,10 +162,10 @@ def value_verdicts(
             )
         rows.append(_least_verdict(AGREEMENT, limits[AGREEMENT], shares, first, vacuous))
     if PSNR in limits:
-        decibels = [(one.psnr, source, one) for source, one in _outputs(everywhere) if one.psnr is not None]
+        decibels = [(one.psnr, source, one) for source, one in _outputs(first) if one.psnr is not None]
         if not decibels:
             raise OptionError(f"{option(PSNR)}: no output of {base} is an image; use {option(DEVIATION)}")
-        rows.append(_least_verdict(PSNR, limits[PSNR], decibels, everywhere, vacuous))
+        rows.append(_least_verdict(PSNR, limits[PSNR], decibels, first, vacuous))
     return rows
 
 
