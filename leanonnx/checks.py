@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from leanonnx.errors import OptionError
+from leanonnx.formatting import UNIT_SPACE
 from leanonnx.spelling import option, option_list
 
 Given = TypeVar("Given")
+LEAST_PERCENTAGE, MOST_PERCENTAGE = 2, 100
+"""Range of numbers that are no fraction, but likely percentages."""
 DECIMAL_COMMA = re.compile(r"\d*,\d+")
 
 
@@ -29,12 +32,17 @@ def exactly_one(given: Mapping[str, Given | None], example: str) -> tuple[str, G
     return values[0]
 
 
-def check_fraction(name: str, value: float) -> None:
-    """Refuse a fraction outside (0, 1].
+def check_fraction(name: str, value: float, hint: str = "") -> None:
+    """Refuse a fraction outside (0, 1]; ``hint`` is what the error adds on what is expected.
 
     Raises:
         OptionError: out of range.
     """
+    if LEAST_PERCENTAGE <= value <= MOST_PERCENTAGE:
+        raise OptionError(
+            f"{option(name, float(value))}: expected a fraction above 0 and at most 1{hint}; "
+            f"for {value:g}{UNIT_SPACE}% give {option(name, f'{value:g}%')} or {option(name, value / MOST_PERCENTAGE)}"
+        )
     if not 0 < value <= 1:
         raise OptionError(
             f"{option(name, float(value))}: expected a fraction above 0 and at most 1, for example {option(name, 0.25)}"
@@ -80,7 +88,7 @@ def read_fraction(name: str, given: object, hint: str = "") -> float:
     """
     expected = f"a fraction above 0 and at most 1{hint}"
     value = read_number(name, given, expected, 0.25)
-    check_fraction(name, value)
+    check_fraction(name, value, hint)
     return value
 
 

@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+MAX_QUOTED_LENGTH = 300
+"""Longest message of another library that is quoted in full, in characters."""
+SENTENCE_ENDS = (". ", "; ", ": ")
 MAX_NAME_LENGTH = 500
 """Longest name that is shown in full, in characters."""
 SHORT_NAME_LENGTH = 38
@@ -26,6 +29,18 @@ def printable_name(name: str) -> str:
 def printable_text(text: str) -> str:
     """A text with unprintable and control characters escaped, but for the spaces before units."""
     return UNIT_SPACE.join(map(printable_name, text.split(UNIT_SPACE)))
+
+
+def quoted_text(text: str) -> str:
+    """A message of another library on one line; a long one ends after a sentence, or else after a word."""
+    line = " ".join(text.split())
+    if len(line) <= MAX_QUOTED_LENGTH:
+        return line
+    head = line[:MAX_QUOTED_LENGTH]
+    end = max(head.rfind(mark) for mark in SENTENCE_ENDS)
+    if end < MAX_QUOTED_LENGTH // 2:
+        end = head.rfind(" ")
+    return f"{head[:end].rstrip('.;:,')} …" if end > 0 else f"{head}…"
 
 
 def short_name(name: str, length: int = SHORT_NAME_LENGTH) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import onnx
 import pytest
 
 from leanonnx.errors import CouldNotTell
+from leanonnx.reporting.summary import summarise
 from leanonnx.selection.metrics import Budget
 from leanonnx.selection.search import within_budget, within_latency
 from tests.helpers import build, called, called_json, saved
 from tests.made_up_times import WIDE, Machine, measuring, selector
+from tests.test_summary import SURE, UNTIMED, context, judged, step
 
 
 @pytest.fixture
@@ -111,3 +114,12 @@ def test_best_effort_on_a_busy_machine_writes_the_widths_of_the_budget(
     assert target.read_bytes() == unmeasured.read_bytes()
     assert "could not tell if the result is faster" in row["warnings"][0]
     assert row["latency"]["busy"]
+
+
+def test_a_speed_that_is_not_known_is_as_neutral_as_one_that_was_not_measured() -> None:
+    """It is still what the next step is about, once the accuracy is known to be good."""
+    report, given = judged(SURE, latency=UNTIMED), context(macs=0.5)
+    summary = summarise(report, given)
+    assert summary.speed.mood == summarise(replace(report, latency=None), given).speed.mood == "plain"
+    assert summary.mood == "plain"
+    assert step(report, given).startswith("time it again while nothing else runs: leanonnx bench")

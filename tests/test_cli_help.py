@@ -81,9 +81,9 @@ def test_completion_script(shell: str) -> None:
 HELP = {
     "": "bench check compress inspect --version",
     "bench": "--provider --threads --batch --shape --seconds --library --cuda-graph --tf32 --seed --json",
-    "check": "--max-deviation --min-agreement --min-speedup --max-latency-ms --max-bytes --max-params --max-macs "
-    "--gates --data --provider --skip-missing-provider --threads --batch --shape --seconds --library --seed --junit "
-    "--github --json",
+    "check": "--max-deviation --min-agreement --min-psnr --min-speedup --max-latency-ms --max-bytes --max-params "
+    "--max-macs --gates --data --provider --skip-missing-provider --threads --batch --shape --seconds --library --seed "
+    "--junit --github --json",
     "inspect": "--why --shape --json",
     "compress": "--keep --macs --params --method --chains --shape --pin --ignore --plan --plan-out --report --recover "
     "--best-effort --no-measure --seed --json",

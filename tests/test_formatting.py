@@ -9,7 +9,14 @@ import pytest
 from leanonnx.api.results import Timings
 from leanonnx.commands.bench.benchmark import BenchCase, BenchRequest
 from leanonnx.commands.bench.report import bench_report
-from leanonnx.formatting import change_text, count_text, json_value, shape_text
+from leanonnx.formatting import (
+    MAX_QUOTED_LENGTH,
+    change_text,
+    count_text,
+    json_value,
+    quoted_text,
+    shape_text,
+)
 from leanonnx.reporting.remarks import metric_text
 from leanonnx.reporting.rows import MetricChange
 from leanonnx.runtime.providers import Setting
@@ -43,3 +50,12 @@ def test_pairs_shapes_and_metrics() -> None:
     assert shape_text((1, 3, 224, 224)) == "1,3,224,224"
     metric = MetricChange(name="accuracy", better="higher", before=0.91234, after=0.9)
     assert metric_text(metric) == "accuracy: 0.9123 → 0.9000 (higher is better)"
+
+
+def test_long_messages_of_others_end_after_a_sentence_or_a_word() -> None:
+    assert quoted_text(" a\n b ") == "a b"
+    words = "The output type is not that which was declared " * 20
+    assert quoted_text(words).removesuffix(" …").split()[-1] in words.split()
+    sentences = quoted_text(f"{words[:200]}done. {words}")
+    assert sentences.endswith("done …") and len(sentences) <= MAX_QUOTED_LENGTH
+    assert quoted_text("x" * 1000) == "x" * MAX_QUOTED_LENGTH + "…"

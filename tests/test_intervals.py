@@ -12,6 +12,8 @@ from leanonnx.evaluation.intervals import SampleSums, agreement_interval, deviat
 from leanonnx.evaluation.scores import score_outputs
 from leanonnx.evaluation.tally import Tally, tally_of
 from leanonnx.numeric.bounds import share_interval
+from leanonnx.reporting.rows import IntervalsRow, MetricChange
+from tests.test_sweep_report import deviating, lines, made, printed, swept
 
 RNG = np.random.default_rng(0)
 
@@ -136,3 +138,21 @@ def test_a_batch_gives_the_scores_of_its_samples() -> None:
         total = total.plus(part)
     assert (whole, whole.samples) == (total, total.samples)
     assert whole.intervals() == total.intervals()
+
+
+# of means over outputs
+
+
+def test_the_mean_over_outputs_of_a_sweep_has_an_interval_in_all_files() -> None:
+    """The means of the ends, which hold however the outputs depend on each other; none where one is not known."""
+    y, z = IntervalsRow(relative_l2=(0.1, 0.3), top1=(0.8, 1.0)), IntervalsRow(relative_l2=(0.3, None))
+    both = {"y": {"relative_l2": 0.2, "intervals": y}, "z": {"relative_l2": 0.4, "top1": 0.5, "intervals": z}}
+    metric = MetricChange(name="top-1", better="higher", before=0.9, after=0.8, after_interval=(0.7, 0.85))
+    report = swept([deviating(made(0.5, 0.2), metric=metric, **both)])
+    deviation = report.points[0].deviation
+    assert deviation is not None
+    assert deviation.intervals == IntervalsRow(relative_l2=(pytest.approx(0.2), None), top1=None)
+    (line,) = lines(report)
+    assert (float(line["relative_l2_low"]), float(line["relative_l2_high"])) == (pytest.approx(0.2), math.inf)
+    assert (line["top1_low"], line["metric_after_low"], line["metric_after_high"]) == ("", "0.7", "0.85")
+    assert "0.3 (0.2 to ∞)" in printed(report)

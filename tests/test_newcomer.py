@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -202,6 +203,34 @@ def test_run_as_a_module(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def zipped(path: Path, name: str) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, "x")
+
+
+FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "f.npz": (lambda path: np.savez(path, x=CALIBRATION), "arrays, not a model; give the .onnx file in their place"),
+    "f.npy": (lambda path: np.save(path, CALIBRATION), "and them with --calib or --data"),
+    "f.pt": (lambda path: zipped(path, "archive/data.pkl"), "export the model with torch.onnx.export"),
+    "f.keras": (lambda path: zipped(path, "model.weights.h5"), "convert the model with tf2onnx"),
+    "f.h5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(90)), "a file of Keras"),
+    "f.tflite": (lambda path: path.write_bytes(b"\x1c\0\0\0TFL3" + bytes(90)), "convert the model with tf2onnx"),
+    "f.zip": (lambda path: zipped(path, "x.txt"), "not an ONNX model (not a protobuf"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_other_files_in_place_of_a_model(folder: Path, tmp_path: Path, name: str) -> None:
+    write, says = FOREIGN[name]
+    write(tmp_path / name)
+    refused(folder, "inspect", tmp_path / name, says=(says,))
+
+
+def test_a_candidate_that_is_not_there(folder: Path) -> None:
+    done = called("check", "m.onnx", "none.onnx", cwd=folder)
+    assert done.stderr.strip() == "leanonnx: none.onnx: no such file; check the path of the model"
+
+
 # in Python
 
 
@@ -209,7 +238,7 @@ def test_run_as_a_module(folder: Path) -> None:
     ("given", "says"),
     [
         ({"macs": "half"}, "macs='half': expected a fraction above 0 and at most 1, for example macs=0.25"),
-        ({"keep": 50}, "keep=50: expected a fraction above 0"),
+        ({"keep": 50}, "at most 1; for 50\N{NO-BREAK SPACE}% give keep='50%' or keep=0.5"),
         ({"keep": 0.5, "calib": iter(())}, "gives no sample; a generator can be read once"),
     ],
     ids=("a word", "percent", "nothing"),

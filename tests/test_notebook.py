@@ -115,11 +115,11 @@ def calibrate(_: Path) -> Any:
 
 
 RESULTS: dict[str, tuple[Callable[[Path], Any], str, list[str], tuple[str, ...]]] = {
-    "compress": (compress, "name", ["C1", "C2", "Y"], ("relative l2", "accuracy", "of the size", "proof passed")),
+    "compress": (compress, "name", ["C1", "C2", "Y"], ("relative l2", "accuracy", "proof passed", "Next:")),
     "analyse": (leanonnx.analyse, "name", ["C1", "C2", "Y"], ("180", "graph input 'x'")),
-    "bench": (bench, "inputs", ["x 1,3,8,8"], ("speedup", " to ", "times as fast")),
-    "check": (check, "gate", ["valid"], ("relative l2", "gates passed", "max-deviation")),
-    "sweep": (sweep, "fraction", ["0.5", "0.001"], ("relative l2", " to ", "1 of them not reached")),
+    "bench": (bench, "inputs", ["x 1,3,8,8"], ("speedup", " to ", "times as fast", "Next:")),
+    "check": (check, "gate", ["valid"], ("gates passed", "max-deviation", "Next:", "keep this check in CI")),
+    "sweep": (sweep, "fraction", ["0.5", "0.001"], ("relative l2", " to ", "1 of them not reached", "Next:")),
     "prove": (prove, "output", ["y"], ("proof passed", "max relative error")),
     "finetune": (train, "epoch", ["1", "2"], ("0.25 (0.125 to ∞)", "0.5 (0.25 to 0.625)", "held out loss")),
     "calibrate": (calibrate, "entry", list(HARDWARE_ENTRIES), ("net", "multiply-adds of 1×1 convolutions")),

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -57,11 +58,17 @@ def crowded() -> onnx.ModelProto:
         weights.append(f"float[2, 2, 1, 1] f_{k}")
         last = f"f{k}"
     weights += ["float[2, 3, 1, 1] w0", "float[200, 2, 1, 1] last"]
-    return net(
+    proto = net(
         "(float[1, 3, 2, 2] x) => (float[1, 200, 2, 2] y)",
         ", ".join(weights),
         " ".join([*body, f"y = Conv ({last}, last)"]),
     )
+    rng = np.random.default_rng(0)
+    for weight in proto.graph.initializer:
+        if list(weight.dims) == [2, 2, 1, 1]:  # near the identity, so that four hundred layers do not fade to nothing
+            near = np.eye(2) + 0.1 * rng.standard_normal((2, 2))
+            weight.CopyFrom(onnx.numpy_helper.from_array(near[..., None, None].astype(np.float32), weight.name))
+    return proto
 
 
 @pytest.fixture(scope="module")

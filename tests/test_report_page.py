@@ -154,7 +154,7 @@ def timed(speedup: float, low: float, high: float, verdict: str = "faster", busy
             {"macs": 0.5},
             "Speed not known, as the machine was busy: 0.80 times as fast (0.70 to 0.90), "
             "accuracy not known, 50.0 % of the size.",
-            "bad",
+            "plain",
         ),
         (
             report_of(latency=timed(1.2, 1.1, 1.3, busy=True)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 import leanonnx
 from leanonnx.errors import OptionError
-from leanonnx.spelling import current_spelling, option, option_list, spelled_for, verb
+from leanonnx.spelling import call_text, current_spelling, option, option_list, spelled_for, verb
 from tests.helpers import CNN, build, called, saved
 
 ROOT = Path(leanonnx.__file__).parent
@@ -85,3 +86,8 @@ def test_nothing_below_the_command_line_spells_its_options() -> None:
         if DASHED.search(node.value)
     }
     assert {each for each in spelled if each[0] != "spelling.py" and each[2] not in OTHER_PROGRAMS} == set()
+
+
+def test_places_that_look_like_options() -> None:
+    with spelled_for("command line"):
+        assert shlex.split(call_text("bench", "-a.onnx", "b c.onnx"))[2:] == ["./-a.onnx", "b c.onnx"]

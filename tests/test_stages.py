@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
+import leanonnx
 from leanonnx.commands.compress import timing as timings
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
+from leanonnx.commands.compress.cautions import Caution, Gravity, texts_by_gravity
 from leanonnx.commands.compress.pipeline import load_dag, stages
 from leanonnx.commands.compress.pruning import BudgetRemoval
 from leanonnx.commands.compress.stage import Stage, optional, run_stages
@@ -53,7 +56,7 @@ def candidate(tmp_path: Path) -> Candidate:
 
 def noting(word: str) -> Stage:
     """A stage that leaves a word in the warnings."""
-    return lambda candidate: replace(candidate, warnings=(*candidate.warnings, word))
+    return lambda candidate: replace(candidate, warnings=(*candidate.warnings, Caution("advice", word)))
 
 
 def refusing(_: Candidate) -> ProofFailed:
@@ -63,7 +66,7 @@ def refusing(_: Candidate) -> ProofFailed:
 def warnings_after(candidate: Candidate, *tried: Stage) -> tuple[str, ...]:
     result = run_stages(tried, candidate)
     assert isinstance(result, Candidate)
-    return result.warnings
+    return tuple(each.text for each in result.warnings)
 
 
 def test_stages_run_in_order(candidate: Candidate) -> None:
@@ -78,6 +81,17 @@ def test_a_refusal_ends_the_run(candidate: Candidate) -> None:
     result = run_stages((noting("a"), refusing, unreachable), candidate)
     assert isinstance(result, ProofFailed)
     assert str(result) == "no"
+
+
+def test_the_gravest_warning_comes_first(tmp_path: Path) -> None:
+    given = [Caution(gravity, f"{gravity} {k}") for k in (1, 2) for gravity in reversed(get_args(Gravity))]
+    assert texts_by_gravity(given) == tuple(f"{gravity} {k}" for gravity in get_args(Gravity) for k in (1, 2))
+    source = saved(MODEL, tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((40, 3, 8, 8)).astype(np.float32))
+    result = leanonnx.compress(source, calib=tmp_path / "x.npz", keep=0.5, align=1, minutes=1e-6, measure=False)
+    starts = [text.split(":")[0] for text in result.warnings]
+    assert starts[:1] == ["recovery was left out"]
+    assert any(start.startswith("only ") for start in starts[1:])
 
 
 def test_an_optional_change_that_is_refused_leaves_the_candidate(candidate: Candidate) -> None:

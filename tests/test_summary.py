@@ -27,7 +27,7 @@ from leanonnx.reporting.reports import (
 )
 from leanonnx.reporting.rows import FidelityRow, IntervalsRow, MetricChange, OutputDeviation, WorstChannel
 from leanonnx.reporting.summary import MOODS, SummaryContext, summarise
-from leanonnx.spelling import call_text, spelled_for
+from leanonnx.spelling import spelled_for
 from tests.test_report_page import report_of, timed
 
 FAST = timed(2.0, 1.9, 2.1)
@@ -223,17 +223,17 @@ STEPS: Mapping[str, tuple[CompressionReport, SummaryContext, str]] = {
     "hardly anything": (
         judged(WRONG, latency=FAST),
         context(macs=0.99),
-        "train it on more data: leanonnx finetune b.onnx b-tuned.onnx --data x.npz --teacher a.onnx",
+        "train it on more data (DATA): leanonnx finetune b.onnx b-tuned.onnx --data DATA --teacher a.onnx",
     ),
     "unsure": (
         judged(UNSURE),
         context(macs=0.5),
-        "train it on more data: leanonnx finetune b.onnx b-tuned.onnx --data x.npz --teacher a.onnx",
+        "train it on more data (DATA): leanonnx finetune b.onnx b-tuned.onnx --data DATA --teacher a.onnx",
     ),
     "a teacher": (
         judged(UNSURE),
         context(macs=0.5, teacher="t.onnx"),
-        "train it on more data: leanonnx finetune b.onnx b-tuned.onnx --data x.npz --teacher t.onnx",
+        "train it on more data (DATA): leanonnx finetune b.onnx b-tuned.onnx --data DATA --teacher t.onnx",
     ),
     "integers": (
         judged(UNSURE, quantisation=INTEGERS),
@@ -258,17 +258,20 @@ STEPS: Mapping[str, tuple[CompressionReport, SummaryContext, str]] = {
     "agreement": (
         judged(SURE),
         context(macs=0.5),
-        "check it in your tests: leanonnx check a.onnx b.onnx --data x.npz --min-agreement 0.94",
+        "check it in your tests, on inputs that were not used here (DATA): "
+        "leanonnx check a.onnx b.onnx --data DATA --min-agreement 0.94",
     ),
     "error": (
         judged(output(0.05, ends=(0.04, 0.0712))),
         context(macs=0.5),
-        "check it in your tests: leanonnx check a.onnx b.onnx --data x.npz --max-deviation 0.072",
+        "check it in your tests, on inputs that were not used here (DATA): "
+        "leanonnx check a.onnx b.onnx --data DATA --max-deviation 0.072",
     ),
     "error of a channel": (
         judged(output(0.05, ends=(0.04, 0.07), channel=channel_of(0.3, (0.2, 0.41)))),
         context(macs=0.5),
-        "check it in your tests: leanonnx check a.onnx b.onnx --data x.npz --max-deviation 0.41",
+        "check it in your tests, on inputs that were not used here (DATA): "
+        "leanonnx check a.onnx b.onnx --data DATA --max-deviation 0.41",
     ),
     "nothing changed": (
         replace(report_of(latency=FAST), lossless=LOSSLESS),
@@ -315,7 +318,7 @@ def assert_taken(text: str) -> None:
     _, verb, *words = shlex.split(text[at.start() :])
     read = CLI.commands[verb].make_context(verb, words).params
     for name, value in read.items():
-        if name in ("max_deviation", "min_agreement") and value is not None:
+        if name in ("max_deviation", "min_agreement", "min_psnr") and value is not None:
             limit = read_limit(name.replace("_", "-"), value, "")
             assert 0 <= limit.number < math.inf
 
@@ -393,8 +396,3 @@ def test_a_gate_is_one_that_the_result_keeps(numbers: list[float]) -> None:
     outputs = [output(0.0, ends=(0.0, 0.0), channel=channel_of(one, (one, one))) for one in numbers]
     words = shlex.split(step(judged(*outputs), context()).partition(": ")[2])
     assert float(words[words.index("--max-deviation") + 1]) >= max(numbers) * (1 - 1e-6)
-
-
-def test_places_that_look_like_options() -> None:
-    with spelled_for("command line"):
-        assert shlex.split(call_text("bench", "-a.onnx", "b c.onnx"))[2:] == ["./-a.onnx", "b c.onnx"]

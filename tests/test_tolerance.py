@@ -19,6 +19,7 @@ from leanonnx.errors import Refusal, ToleranceMissed
 from leanonnx.evaluation.deviation import compare_outputs
 from leanonnx.evaluation.tolerances import HeldOut, Tolerances, read_tolerances
 from leanonnx.graph.model import load
+from leanonnx.reporting.remarks import tolerance_text
 from tests.helpers import called, called_json, saved, tree
 from tests.tolerated import COUNT, asked, fill
 
@@ -172,7 +173,8 @@ def test_nothing_within_the_tolerances_writes_nothing_but_the_nearest_by_best_ef
         folder / "m.onnx", calib=folder / "m.npz", align=1, max_deviation=1e-6, best_effort=True, effort="quick"
     )
     row = result.report.tolerance
-    assert row is not None and not row.met
+    assert row is not None and not row.met and row.ended
+    assert f"; the search ended as {row.ended}" in str(result.warnings)
     assert any("nothing pruned was shown to be within" in text for text in result.warnings)
     worst = [look.readings["max_deviation"].bound or np.inf for look in row.looks]
     assert worst[row.chosen] == min(worst)
@@ -188,8 +190,11 @@ def test_time_that_is_up_ends_the_search(folder: Path) -> None:
     result = leanonnx.compress(
         folder / "m.onnx", calib=folder / "m.npz", align=1, max_deviation=5, minutes=1e-6, recover="none"
     )
-    assert result.report.tolerance is not None
-    assert len(result.report.tolerance.looks) == 1
+    row = result.report.tolerance
+    assert row is not None and row.ended is not None
+    assert len(row.looks) == 1
+    assert "too little time was left" in row.ended
+    assert "; ended after 1: too little time was left for another look" in tolerance_text(row)
 
 
 def test_terminal_and_page_show_the_curve(folder: Path) -> None:

@@ -164,50 +164,8 @@ def test_no_curve_makes_it_return_a_fraction_that_missed(seed: int) -> None:
     assert low <= high
 
 
-def test_a_step_is_bracketed() -> None:
-    descent = searched(lambda fraction: 0.5 if fraction > 0.618 else 50.0, looks=20)
-    assert descent.smallest_hit is not None
-    assert 0.618 < descent.smallest_hit[0] <= 0.618 + BRACKET_WIDTH
-
-
-def test_what_can_be_reached_and_is_allowed_limits_the_looks() -> None:
-    looks = searched(lambda _: 5.0, lowest=0.1, highest=0.4, looks=10).looks
-    assert looks == ((0.4, 5.0),)
-    looks = searched(lambda _: 0.0, lowest=0.7, highest=0.9, looks=10).looks
-    assert [fraction for fraction, _ in looks] == [0.7]
-    assert searched(lambda _: 0.1, lowest=0.3, highest=0.3).looks == ((0.3, 0.1),)
-
-
-def test_a_loss_beyond_measure_does_not_break_the_search() -> None:
-    assert searched(lambda _: -1.0).smallest_hit is not None
-    for loss in (np.inf, 1e300):
-        assert searched(lambda fraction, loss=loss: loss if fraction < 0.9 else 0.2).smallest_hit is not None
-
-
-@pytest.mark.parametrize("nested", [True, False])
-@pytest.mark.parametrize("limit", [0.9, 0.97])
-def test_the_whole_search_is_wrong_as_seldom_as_it_says(limit: float, nested: bool) -> None:
-    """Over repeated draws of the samples, few results are truly outside the tolerance, although all looks share them.
-
-    ``nested``: a sample that a smaller network gets right, a larger one does too.
-    """
-    rng = np.random.default_rng(4)
-
-    def truth(fraction: float) -> float:
-        return 1 - 0.4 * (1 - fraction) ** 1.5
-
-    wrong = 0
-    for _ in range(400):
-        levels, seen = rng.random(600), list[float]()
-
-        def spent(fraction: float, levels: Floats = levels, seen: list[float] = seen) -> float:
-            seen.append(fraction)
-            drawn = levels if nested else rng.random(600)
-            same = (drawn < truth(fraction)).astype(np.float64)
-            return ToleranceReading(
-                "min_agreement", same.mean(), share_lower_bound(same, np.ones(600), DOUBT / 6**0.5), limit
-            ).spent
-
-        best = searched(spent).smallest_hit
-        wrong += best is not None and truth(best[0]) < limit
-    assert wrong <= 400 * DOUBT
+def test_a_search_that_ends_says_why() -> None:
+    assert Descent(0.02).ending == ""
+    assert searched(lambda _: 5.0, looks=20).ending == "there is nothing milder to try"
+    assert Descent(0.02, 1.0, ((0.6, 2.0), (0.61, 0.5))).ending == "the smallest fraction is known"
+    assert Descent(0.02, 1.0, ((0.6, 2.0), (0.65, 0.99))).ending == "another look would hardly remove more"

@@ -89,7 +89,7 @@ def remove_channels(
         removed = {name: tuple(map(int, indices)) for name, indices in chosen.items()}
         options = compress_options(keywords, plan=plan, removed=removed, best_effort=True)
         places = (optional_path(plan_out), as_rules(rules), listener, None, optional_path(plan_weights))
-        return Compressed.of(pipeline.compress_file(source, target, options, *places), target)
+        return Compressed.of(pipeline.compress_file(source, target, options, *places), target, model)
 
 
 def _indices(given: int | Sequence[int]) -> Sequence[int]:

@@ -14,7 +14,7 @@ from leanonnx.commands.check import check as gatekeeper
 from leanonnx.commands.check.gates import LIMITED_GATES, GateLimit, read_gates, read_limit
 from leanonnx.commands.check.report import check_report
 from leanonnx.commands.check.rows import CheckReport
-from leanonnx.commands.check.texts import verdict_text
+from leanonnx.commands.check.texts import check_next_step, verdict_text
 from leanonnx.commands.check.verdicts import Verdict
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
@@ -71,7 +71,11 @@ class CheckResult:
         )
         tables = (ResultTable("gates", tuple(map(vars, self.report.gates))), ResultTable("deviation", deviation))
         return View(
-            line=verdict_text(self.report), mood="good" if self.passed else "bad", tables=tables, notes=self.notes
+            line=verdict_text(self.report),
+            mood="good" if self.passed else "bad",
+            tables=tables,
+            notes=self.notes,
+            next_step=check_next_step(self.report),
         )
 
     _repr_html_ = result_html
@@ -96,6 +100,7 @@ def check(
     *,
     max_deviation: LimitText | None = None,
     min_agreement: LimitText | None = None,
+    min_psnr: LimitText | None = None,
     max_drop: LimitText | None = None,
     score: str | ScoreFunction | None = None,
     min_speedup: LimitText | None = None,
@@ -129,6 +134,7 @@ def check(
         base: the baseline.
         new: the candidate.
         max_deviation, min_agreement: limits of ‖difference‖ / ‖baseline's‖ and of the share of equal decisions.
+        min_psnr: limit of the PSNR in dB of outputs that are images.
         max_drop, score: limit of the fall of a score, and the function of it, as in ``compress``; needs ``data``.
         min_speedup, max_latency_ms: limits of the speed relative to the baseline, and of the median of one run.
         max_bytes, max_params, max_macs: limits as numbers, or as text such as "5MB", "2.5M" or "0.5x".

@@ -16,6 +16,7 @@ from leanonnx.commands.sweep import driver
 from leanonnx.commands.sweep.extras import maker, plotter
 from leanonnx.commands.sweep.request import SweepRequest
 from leanonnx.commands.sweep.rows import PointRow, SweepReport
+from leanonnx.commands.sweep.tables import sweep_next_step
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
 from leanonnx.effort import DEFAULT_EFFORT, EffortName
@@ -100,6 +101,7 @@ class SweepResult:
             mood="plain" if self.report.headline is None else "bad",
             tables=(ResultTable("points", tuple(map(_point_cells, self.points))), ResultTable("deviation", deviation)),
             notes=self.warnings,
+            next_step=sweep_next_step(self.report),
         )
 
     _repr_html_ = result_html

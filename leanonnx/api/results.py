@@ -10,10 +10,12 @@ from pathlib import Path
 import onnx
 
 from leanonnx.analysis.dag import ChannelDag
+from leanonnx.api.sources import ModelSource, model_title
 from leanonnx.commands.bench.benchmark import BenchCase
 from leanonnx.commands.bench.rows import BenchReport
+from leanonnx.commands.bench.tables import bench_next_step
 from leanonnx.commands.compress.pipeline import CompressResult
-from leanonnx.commands.compress.report import compression_report
+from leanonnx.commands.compress.report import compression_report, summary_context
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.formatting import count_text, shape_text
 from leanonnx.graph.storage import write_model
@@ -28,6 +30,9 @@ from leanonnx.runtime.timing import TimingComparison
 from leanonnx.surgery.plan import Plan
 from leanonnx.system.notebook import Estimate, ResultTable, View, result_csv, result_frame, result_html
 from leanonnx.system.outputs import StrPath, check_no_overwrites, check_writable, publish, temporary_folder_beside
+
+UNSAVED = "OUT.onnx"
+"""Stands for the file that the user will save a result to."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -48,10 +53,11 @@ class Compressed:
     deviation: Fidelity | None
     report: CompressionReport
     _proto: onnx.ModelProto
+    _context: SummaryContext
     _files: tuple[Path, ...] = field(default=())
 
     @classmethod
-    def of(cls, result: CompressResult, written: Path) -> Compressed:
+    def of(cls, result: CompressResult, written: Path, original: ModelSource) -> Compressed:
         """A result of the pipeline with the model that it has written."""
         report, files = compression_report(result), result.dag.model.files
         return cls(
@@ -61,6 +67,7 @@ class Compressed:
             deviation=result.deviation,
             report=report,
             _proto=onnx.load(written),
+            _context=summary_context(result, model_title(original), UNSAVED),
             _files=files,
         )
 
@@ -134,8 +141,7 @@ class Compressed:
         return f"<{', '.join(changes)}; {'; '.join(self._evidence())}>"
 
     def _view(self) -> View:
-        source = self._files[0].name if self._files else ""
-        summary = summarise(self.report, SummaryContext(options=self.plan.options, source=source, output=""))
+        summary = summarise(self.report, self._context)
         costs: tuple[dict[str, object], ...] = tuple(
             {"cost": name, **vars(change)} for name, change in self.report.costs.items()
         )
@@ -151,6 +157,7 @@ class Compressed:
                 ResultTable("pins", _row_cells(self.pins), folded=True),
             ),
             notes=(self._evidence()[0], *self.warnings),
+            next_step=summary.next_step,
         )
 
     _repr_html_ = result_html
@@ -281,7 +288,8 @@ class Timings:
     def _view(self) -> View:
         notes = dict.fromkeys(text for case in self.cases for text in case.warnings)
         table = ResultTable("cases", tuple(map(_case_cells, self.cases)))
-        return View(line=repr(self).strip("<>"), tables=(table,), notes=tuple(notes))
+        step = bench_next_step(self.report)
+        return View(line=repr(self).strip("<>"), tables=(table,), notes=tuple(notes), next_step=step)
 
     _repr_html_ = result_html
     to_pandas = result_frame

@@ -133,8 +133,8 @@ def compress(
         UserError, Refusal: exit codes 2 and 1 of the command line; nothing is written.
     """
     options = compress_options(locals(), budget=budget_of(locals()))
-    with as_file(model) as source, result_file(out) as place, listening(progress) as listener:
-        return Compressed.of(pipeline.compress_file(source, place, options, **_extras(locals(), listener)), place)
+    with as_file(model) as file, result_file(out) as place, listening(progress) as listener:
+        return Compressed.of(pipeline.compress_file(file, place, options, **_extras(locals(), listener)), place, model)
 
 
 def analyse(

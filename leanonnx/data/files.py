@@ -252,17 +252,40 @@ def _match_arrays(
 
 def _check_array(title: str, slot: InputSpec, member: NpzArray | MemoryArray) -> None:
     """Check the shape and type of an array against its input."""
-    rank, row = len(slot.dims), member.shape[1:]
-    dims = {rank: slot.dims[1:], rank + 1: slot.dims}.get(max(len(member.shape), 1))
-    if dims is None or not member.shape or any(d not in (None, size) for d, size in zip(dims, row, strict=True)):
+    if not _fits(member.shape, slot):
         sizes = ["?" if d is None else str(d) for d in slot.dims]
         forms = [", ".join(["samples", *row]) for row in ([sizes[1:], sizes] if sizes else [[]])]
+        text, axes = " or ".join(f"[{form}]" for form in forms), _fitting_order(member.shape, slot)
+        if axes is not None:
+            raise DataError(
+                f"{title}: array '{member.name}' has the shape {list(member.shape)}, but input '{slot.name}' takes "
+                f"{text}: its channels are along another axis; give numpy.transpose(x, {axes}) in place of x"
+            )
         raise DataError(
             f"{title}: array '{member.name}' has the shape {list(member.shape)}, but input '{slot.name}' takes "
-            f"{' or '.join(f'[{form}]' for form in forms)}; give it in one of these shapes"
+            f"{text}; give it in one of these shapes"
         )
     kinds, text = (TEXT_KINDS, "text") if slot.dtype.kind == "O" else (NUMERIC_KINDS, str(slot.dtype))
     _check_kind(title, member, kinds, f"input '{slot.name}' takes {text}")
+
+
+def _fits(shape: tuple[int, ...], slot: InputSpec) -> bool:
+    """True if each row of an array is a sample of an input, or a whole input."""
+    rank = len(slot.dims)
+    dims = {rank: slot.dims[1:], rank + 1: slot.dims}.get(max(len(shape), 1))
+    fits = dims is not None and all(d in (None, size) for d, size in zip(dims, shape[1:], strict=True))
+    return bool(shape) and fits
+
+
+def _fitting_order(shape: tuple[int, ...], slot: InputSpec) -> tuple[int, ...] | None:
+    """The order of axes in which an array fits whose channels stand first or last in a sample, and should not."""
+    rank = len(shape)
+    start = 1 + max(rank - len(slot.dims), 0)  # whole inputs have the axis of their batch before
+    before, rest = range(start), range(start, rank)
+    for order in ((*before, *rest[-1:], *rest[:-1]), (*before, *rest[1:], *rest[:1])):
+        if len(rest) > 1 and _fits(tuple(shape[k] for k in order), slot):
+            return order
+    return None
 
 
 def _check_kind(title: str, member: NpzArray | MemoryArray, kinds: str, expected: str) -> None:

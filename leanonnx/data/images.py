@@ -14,6 +14,7 @@ import numpy as np
 
 from leanonnx.checks import check_choice
 from leanonnx.errors import DataError, OptionError
+from leanonnx.formatting import quoted_text
 from leanonnx.numeric.arrays import Array
 from leanonnx.spelling import option, option_list
 
@@ -231,7 +232,7 @@ def _read_image(maker: Any, path: Path, frame: ImageInput) -> Array:
     except MemoryError:
         raise
     except Exception as error:  # pillow raises several unrelated types
-        text = " ".join(str(error).split())[:200]
+        text = quoted_text(str(error))
         raise DataError(f"{path}: cannot be read as an image: {text}; copy it again or remove it") from error
     if pixels is None:
         raise DataError(f"{path}: more than 8 bits for each channel; convert it to 8 bits, or give the data as .npz")

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from leanonnx.errors import DataError
+from leanonnx.formatting import quoted_text
 from leanonnx.numeric.arrays import Array
 
 RowReader = Callable[[int], Array]
@@ -102,7 +103,7 @@ def raise_data_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}; check the path and permissions") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        text = " ".join(str(error).split())[:200]
+        text = quoted_text(str(error))
         raise DataError(f"{path}: not a whole .npz or .npy file: {text}; write it again with numpy.savez") from error
 
 

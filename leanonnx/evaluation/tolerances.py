@@ -123,6 +123,7 @@ class ToleranceCurve:
         allowed: number of looks that the level allows for.
         looks: what was seen.
         chosen: index of the one that was taken.
+        ended: why no more were judged; empty for one of several points.
     """
 
     unit: str
@@ -130,6 +131,7 @@ class ToleranceCurve:
     allowed: int
     looks: tuple[Look, ...]
     chosen: int
+    ended: str
     confidence: float = 1 - ERROR_PROBABILITY
 
 

@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,12 +25,13 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 from onnx.inliner import inline_local_functions
 
 from leanonnx.errors import ModelError, OptionError
+from leanonnx.formatting import quoted_text
 from leanonnx.graph.constants import check_size, external_path
 from leanonnx.graph.formats import graphs
 from leanonnx.graph.functions import check_functions
 from leanonnx.graph.storage import byte_size, digest
 from leanonnx.graph.view import GraphView, Holder, default_initializers
-from leanonnx.spelling import option
+from leanonnx.spelling import option, option_list
 
 OUT_OF_MEMORY_TEXTS = ("Failed to allocate memory", "bad allocation", "bad_alloc")
 """Parts of the messages of libraries in C++ that have no memory."""
@@ -37,6 +39,9 @@ SYSTEM_ERROR = re.compile(r"(?:system error number|errcode =) (\d+)")
 """What onnxruntime says of a file that it cannot open or read, with the number of the error."""
 MACHINE_ERRORS = {errno.EIO, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EMFILE, errno.ENFILE}
 """Numbers of errors that no model is to blame for."""
+MAGIC_BYTES = 8
+ARRAY_MAGIC, PICKLE_MAGIC, HDF5_MAGIC, TFLITE_MAGIC = b"\x93NUMPY", b"\x80\x02", b"\x89HDF", b"TFL3"
+"""Beginnings of files of other formats; that of TensorFlow Lite stands behind four bytes."""
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -198,7 +203,7 @@ def _read_external(proto: onnx.ModelProto, path: Path) -> None:
 
 def _parse(path: Path) -> onnx.ModelProto:
     if not os.path.exists(path):
-        raise ModelError(f"{path}: no such file; check the path of the input model")
+        raise ModelError(f"{path}: no such file; check the path of the model")
     if not os.path.isfile(path):
         raise ModelError(f"{path}: not a file; give the path of one .onnx file")
     if path.stat().st_size == 0:
@@ -210,10 +215,13 @@ def _parse(path: Path) -> onnx.ModelProto:
     except (DecodeError, ValueError) as error:
         with path.open("rb") as file:
             pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+        _check_known_formats(path)
         raise ModelError(
             f"{path}: not an ONNX model (not a protobuf, or cut short after {path.stat().st_size} bytes); "
             + ("it is a pointer of Git LFS: run git lfs pull" if pointer else "export or copy the model again")
         ) from error
+    if proto.ir_version == 0:
+        _check_known_formats(path)
     if proto.ir_version == 0 or not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(
             f"{path}: a protobuf, but no ONNX model (expected an IR version, an operator set and a graph); "
@@ -223,6 +231,35 @@ def _parse(path: Path) -> onnx.ModelProto:
     if not proto.graph.output:
         raise ModelError(f"{path}: the graph has no outputs; export the model with at least one output")
     return proto
+
+
+def _check_known_formats(path: Path) -> None:
+    """Refuse a file of another format by its name, with the way from there.
+
+    Raises:
+        ModelError: the file holds arrays, or a model of another library.
+    """
+    with path.open("rb") as file:
+        start = file.read(MAGIC_BYTES)
+    names = _names_in_zip(path)
+    if start.startswith(ARRAY_MAGIC) or any(name.endswith(".npy") for name in names):
+        raise ModelError(
+            f"{path}: arrays, not a model; give the .onnx file in their place, and them with "
+            f"{option_list('calib', 'data', last='or')}"
+        )
+    if any(name.endswith("data.pkl") for name in names) or start.startswith(PICKLE_MAGIC):
+        raise ModelError(f"{path}: a file of PyTorch, not an ONNX model; export the model with torch.onnx.export")
+    if start.startswith(HDF5_MAGIC) or start[4:8] == TFLITE_MAGIC or any(name.endswith(".h5") for name in names):
+        raise ModelError(f"{path}: a file of Keras or TensorFlow, not an ONNX model; convert the model with tf2onnx")
+
+
+def _names_in_zip(path: Path) -> list[str]:
+    """The names in an archive; none if the file is no whole archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return []
 
 
 def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -270,9 +307,9 @@ def raise_if_machine_failed(error: BaseException | str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first 300 characters of an error message, on one line.
+    """An error message on one line, cut if it is long.
 
     Errors of onnxruntime whose message is no UTF-8, because a text in the model is none, come without it.
     """
     unsaid = f"{type(error).__name__} without a message; a text in the file may not be utf-8"
-    return " ".join(str(error).split())[:300] or unsaid
+    return quoted_text(str(error)) or unsaid

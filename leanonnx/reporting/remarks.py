@@ -179,6 +179,7 @@ def tolerance_text(row: ToleranceRow) -> str:
     return (
         f"Tolerances on {count_text(row.samples, 'held-out sample')} that nothing else has seen: value and bound, "
         f"{row.confidence:.0%} sure for all of at most {count_text(row.allowed, 'look')}"
+        + ("" if row.ended is None else f"; ended after {len(row.looks)}: {row.ended}")
     )
 
 

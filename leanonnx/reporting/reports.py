@@ -107,6 +107,7 @@ class ToleranceRow:
         met: the result is within the tolerances.
         chosen: index of its look.
         looks: in order.
+        ended: why no more were judged; None for one of several points.
     """
 
     unit: str
@@ -116,6 +117,7 @@ class ToleranceRow:
     met: bool
     chosen: int
     looks: tuple[LookRow, ...]
+    ended: str | None = None
 
 
 @dataclass(frozen=True)

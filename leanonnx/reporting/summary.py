@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT, ImageFormat
@@ -13,11 +12,11 @@ from leanonnx.formatting import UNIT_SPACE, percent_text, printable_name
 from leanonnx.recovery.draft import ADVISED_SAMPLES
 from leanonnx.reporting.remarks import interval_text, percent_interval, score_text
 from leanonnx.reporting.reports import CompressionReport
-from leanonnx.reporting.rows import LatencyRow, MetricChange, OutputDeviation
+from leanonnx.reporting.rows import IntervalRow, LatencyRow, MetricChange, OutputDeviation
 from leanonnx.runtime.timing import FASTER, SLOWER
 from leanonnx.selection.metrics import LATENCY, METRICS
 from leanonnx.spelling import call_text, current_spelling, option
-from leanonnx.surgery.recipe import ARRAYS_NAME, image_words
+from leanonnx.surgery.recipe import image_words
 
 Mood = Literal["good", "plain", "bad"]
 MOODS: tuple[Mood, ...] = ("good", "plain", "bad")
@@ -39,7 +38,7 @@ SPEEDUP_TOLERANCE = 1.0001
 """Factor by which the rounded speed-up may miss the budget."""
 MODEL_SUFFIX = ".onnx"
 DATA = "DATA"
-"""Stands for samples that have no path."""
+"""Stands for samples that the result was not made of; nobody but the user knows where they are."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +107,9 @@ class SummaryContext:
         return str(self.options.get("teacher") or self.source)
 
     @property
-    def data(self) -> dict[str, object]:
-        """The options that name the samples, and say how they become inputs; none without samples."""
-        given = self.options.get("calib")
-        if given is None:
-            return {}
-        named: dict[str, object] = {"data": DATA if given == ARRAYS_NAME else Path(given).as_posix()}
+    def fresh_data(self) -> dict[str, object]:
+        """The options for samples like those given, but not the same, and for how they become inputs."""
+        named: dict[str, object] = {"data": DATA}
         if self.images == DEFAULT_IMAGE_FORMAT:
             return named
         by_word = current_spelling() == "command line"
@@ -159,7 +155,7 @@ def _speed(row: LatencyRow | None) -> Statement:
     if comparison.verdict == FASTER:
         return Statement(ratio, "good")
     if row.busy:
-        return Statement(f"speed not known, as the machine was busy: {ratio}", "bad")
+        return Statement(f"speed not known, as the machine was busy: {ratio}", "plain")
     return Statement(f"{'slower' if comparison.verdict == SLOWER else 'not shown to be faster'}: {ratio}", "bad")
 
 
@@ -273,17 +269,19 @@ def _next_step(report: CompressionReport, context: SummaryContext, speed: Statem
         return "correct the labels, or how the inputs are scaled: the original itself scores no better than by chance"
     if now is not None and all(each.vacuous for each in now.outputs.values()):
         return f"give samples with {option('calib')} on which the outputs of the original differ"
-    is_untimed = speed.mood == "bad" and report.latency is not None and report.latency.busy
+    is_untimed = speed.mood != "good" and report.latency is not None and report.latency.busy
     if accuracy.mood == "bad" or (accuracy.mood == "plain" and not is_untimed):
         return _step_to_accuracy(report, context, accuracy)
     if _over_budget(report, context.options):
         held = call_text("inspect", source, **context.model_options)
         return f"see what keeps the model from becoming smaller: {held}"
-    if speed.mood == "bad":
+    if speed.mood == "bad" or is_untimed:
         again = call_text("bench", source, output, **context.timed, **context.model_options)
         return f"time it again while nothing else runs: {again}"
-    options = {**context.data, **_gate(report), **context.model_options}
-    return f"check it in your tests: {call_text('check', context.reference, output, **options)}"
+    data = {} if context.options.get("calib") is None else context.fresh_data
+    on_data = f", on inputs that were not used here ({DATA})" if data else ""
+    options = {**data, **_gate(report), **context.model_options}
+    return f"check it in your tests{on_data}: {call_text('check', context.reference, output, **options)}"
 
 
 def _step_to_accuracy(report: CompressionReport, context: SummaryContext, accuracy: Statement) -> str:
@@ -300,8 +298,8 @@ def _step_to_accuracy(report: CompressionReport, context: SummaryContext, accura
     if report.quantisation is not None and report.quantisation.kept:
         return f"stay with floats, which can be trained: leave out {option('int8', True)}"
     tuned = f"{output.removesuffix(MODEL_SUFFIX)}-tuned{MODEL_SUFFIX}"
-    options = {"data": DATA, **context.data, "teacher": context.reference, **context.model_options}
-    return f"train it on more data: {call_text('finetune', output, tuned, **options)}"
+    options = {**context.fresh_data, "teacher": context.reference, **context.model_options}
+    return f"train it on more data ({DATA}): {call_text('finetune', output, tuned, **options)}"
 
 
 def _milder_budget(options: Mapping[str, Any]) -> str:
@@ -318,13 +316,21 @@ def _gate(report: CompressionReport) -> dict[str, object]:
     if report.deviation is None:
         return {"max_deviation": 0.001} if report.lossless else {}
     outputs = [output for output in report.deviation.outputs.values() if not output.vacuous]
-    lows = [output.known.top1[0] if output.known.top1 else None for output in outputs if output.top1 is not None]
-    least = math.floor(100 * min((low or 0.0 for low in lows), default=0.0)) / 100
-    if least and len(lows) == len(outputs):
-        return {"min_agreement": least}
+    if all(output.top1 is not None or output.psnr is not None for output in outputs):
+        shares = [output.known.top1 for output in outputs if output.top1 is not None]
+        decibels = [output.known.psnr for output in outputs if output.psnr is not None]
+        limits = {"min_agreement": _least(shares, 100), "min_psnr": _least(decibels, 10)}
+        if all(limit > 0 for limit in limits.values()):
+            return {name: limit for name, limit in limits.items() if limit < math.inf}
     highs = [high for output in outputs for high in _largest_errors(output)]
     known = [high for high in highs if high is not None]
     return {"max_deviation": _rounded_up(max(known))} if known and len(known) == len(highs) else {}
+
+
+def _least(intervals: Sequence[IntervalRow | None], parts: int) -> float:
+    """The least of the lower ends, rounded down to one in ``parts``; 0 if one is unknown, infinite without any."""
+    least = min((interval[0] or 0.0 if interval else 0.0 for interval in intervals), default=math.inf)
+    return least if math.isinf(least) else math.floor(parts * least) / parts
 
 
 def _largest_errors(output: OutputDeviation) -> list[float | None]:

@@ -58,14 +58,24 @@ class Descent:
             0
         ] if self.smallest_hit else self.highest
 
+    @property
+    def ending(self) -> str:
+        """Why there is nothing more to look at; empty if there is."""
+        low, high = self.bracket
+        if not self.looks:
+            return ""
+        if high - low <= BRACKET_WIDTH:
+            return "the smallest fraction is known" if self.smallest_hit else "there is nothing milder to try"
+        if self.smallest_hit and high - self._crossing(1.0) <= MIN_GAIN:
+            return "another look would hardly remove more"
+        return ""
+
     def next(self) -> float | None:
-        """The fraction to look at; None if the bracket is small, or has nothing to look at."""
+        """The fraction to look at; None if there is an ``ending``."""
         low, high = self.bracket
         if not self.looks:
             return min(max(FIRST_FRACTION, low), max(low, high))
-        if high - low <= BRACKET_WIDTH:
-            return None
-        if self.smallest_hit and high - self._crossing(1.0) <= MIN_GAIN:
+        if self.ending:
             return None
         aim = max(AIMED_SPENDING, math.sqrt(max(self.smallest_hit[1], 0.0))) if self.smallest_hit else AIMED_SPENDING
         margin = MIN_STEP_SHARE * (high - low)

@@ -64,12 +64,14 @@ class View:
         mood: good, plain or bad.
         tables: the first one is ``to_pandas()``.
         notes: warnings and remarks.
+        next_step: what to do now; empty if there is nothing to advise.
     """
 
     line: str
     mood: str = "plain"
     tables: tuple[ResultTable, ...]
     notes: tuple[str, ...] = ()
+    next_step: str = ""
 
     def table(self, name: str | None) -> ResultTable:
         """The table of a name; None for the first one.
@@ -168,12 +170,13 @@ def _columns(rows: Iterable[Mapping[str, object]]) -> list[str]:
 
 
 def result_html(self: Viewed) -> str:
-    """The result for notebooks: the first line, tables, warnings."""
+    """The result for notebooks: the first line, the next step, warnings, tables."""
     view = self._view()
     bar = f"border-left:4px solid {COLOURS[view.mood]};padding-left:8px"
+    step = f"<p><b>Next:</b> {escape(view.next_step)}</p>" if view.next_step else ""
     notes = "".join(f"<p>{escape(text)}</p>" for text in view.notes)
     tables = "".join(table_html(table) for table in sorted(view.tables, key=_order) if table.rows)
-    return f'<div><p style="{bar}"><b>{escape(view.line)}</b></p>{notes}{tables}</div>'
+    return f'<div><p style="{bar}"><b>{escape(view.line)}</b></p>{step}{notes}{tables}</div>'
 
 
 def result_frame(self: Viewed, table: str | None = None) -> pandas.DataFrame:

@@ -25,7 +25,6 @@ from leanonnx.commands.check.gates import (
     AGREEMENT,
     BATCHES,
     DENORMALS,
-    DEVIATION,
     GATES,
     INTERFACE,
     LATENCY_MS,
@@ -310,15 +309,7 @@ def _compare_outputs(pair: _Pair, limits: Mapping[str, GateLimit]) -> _Values:
         verdicts.determinism_verdict(base_repeats, new_repeats),
     ]
     uninformative = vacuous_outputs(base, all_fidelities.values())
-    if DEVIATION in limits:
-        gates.append(verdicts.deviation_verdict(limits[DEVIATION], all_fidelities, uninformative))
-    if AGREEMENT in limits:
-        verdict = verdicts.agreement_verdict(limits[AGREEMENT], fidelities, uninformative)
-        if verdict is None:
-            raise OptionError(
-                f"{option(AGREEMENT)}: no output of {base.path} holds classes or whole numbers; use {option(DEVIATION)}"
-            )
-        gates.append(verdict)
+    gates += verdicts.value_verdicts(limits, fidelities, at_further_sizes.fidelities, uninformative, base.path)
     return _Values(gates, fidelities, at_further_sizes.fidelities)
 
 

@@ -43,12 +43,13 @@ BYTE_SUFFIXES = {
     **{f"{name}ib": 2.0**power for name, power in (("k", 10), ("m", 20), ("g", 30))},
 }
 RATIO_SUFFIXES = {"": 1.0, "%": 0.01}
+DECIBEL_SUFFIXES = {"": 1.0, "db": 1.0}
 MS_SUFFIXES = {"": 1.0, "ms": 1.0, "s": 1000.0}
 COUNT_FORM = "a number such as 2.5M, or a multiple of BASE's such as 0.5x"
 VALID, INTERFACE, RUNS, BATCHES, FINITE = "valid", "interface", "runs", "batches", "finite"
 DETERMINISTIC, DENORMALS = "deterministic", "denormals"
 DEVIATION, AGREEMENT, SPEEDUP, LATENCY_MS = "max-deviation", "min-agreement", "min-speedup", "max-latency-ms"
-DROP = "max-drop"
+PSNR, DROP = "min-psnr", "max-drop"
 SIZE, PARAMS, MACS = "max-bytes", "max-params", "max-macs"
 GATES = {
     VALID: Gate("the ONNX checker accepts the file"),
@@ -66,6 +67,13 @@ GATES = {
         least=True,
         highest=1.0,
         scales=RATIO_SUFFIXES,
+    ),
+    PSNR: Gate(
+        "PSNR in dB of the worst image output, whose peak is the range of BASE's",
+        "40",
+        "decibels",
+        least=True,
+        scales=DECIBEL_SUFFIXES,
     ),
     DROP: Gate("BASE's score less NEW's, by a function of yours", "0.01"),
     SIZE: Gate(

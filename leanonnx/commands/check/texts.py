@@ -12,6 +12,7 @@ from leanonnx.commands.check.gates import (
     INTERFACE,
     LATENCY_MS,
     LIMITED_GATES,
+    PSNR,
     RUNS,
     SPEEDUP,
     VALID,
@@ -37,7 +38,7 @@ def check_next_step(report: CheckReport) -> str:
     failed = set(report.failed)
     if failed & {VALID, INTERFACE, RUNS, BATCHES, FINITE}:
         return "export or compress NEW again: it cannot take the place of BASE"
-    if failed & {DEVIATION, AGREEMENT, DROP}:
+    if failed & {DEVIATION, AGREEMENT, PSNR, DROP}:
         return f"train NEW on more data with `{verb('finetune')}`, or remove less"
     if failed & {SPEEDUP, LATENCY_MS}:
         return f"time them again while nothing else runs, with {option('seconds', 20)}"

@@ -10,13 +10,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from leanonnx.commands.bench.benchmark import BenchCase
-from leanonnx.commands.check.gates import AGREEMENT, DETERMINISTIC, DEVIATION, FINITE, LATENCY_MS, SPEEDUP, GateLimit
+from leanonnx.commands.check.gates import (
+    AGREEMENT,
+    DETERMINISTIC,
+    DEVIATION,
+    FINITE,
+    LATENCY_MS,
+    PSNR,
+    SPEEDUP,
+    GateLimit,
+)
+from leanonnx.errors import OptionError
 from leanonnx.evaluation.deviation import Fidelity
+from leanonnx.evaluation.intervals import IntervalEnds
 from leanonnx.evaluation.tally import Deviation
-from leanonnx.formatting import count_text
+from leanonnx.formatting import UNIT_SPACE, count_text
 from leanonnx.reporting.builders import interval_row
 from leanonnx.reporting.remarks import interval_text, percent_interval
 from leanonnx.runtime.timing import Timing, TimingComparison
@@ -121,27 +133,63 @@ def _vacuous_text(vacuous: Mapping[str, str]) -> str:
     return f"the comparison is vacuous: in BASE {names}; give inputs that change it with {option('data')}"
 
 
-def agreement_verdict(
-    limit: GateLimit, fidelities: Mapping[str, Fidelity], vacuous: Mapping[str, str]
-) -> Verdict | None:
-    """Judge the share of equal decisions of the worst output; None if no output is a decision.
+def value_verdicts(
+    limits: Mapping[str, GateLimit],
+    first: Mapping[str, Fidelity],
+    further: Mapping[str, Fidelity],
+    vacuous: Mapping[str, str],
+    base: Path,
+) -> list[Verdict]:
+    """Judge the outputs by the limits that were given.
 
-    Decisions that do not depend on the input (``vacuous``) do not count.
+    Args:
+        limits: by the name of their gate.
+        first, further: deviations by the source of the inputs, at the first size and at further ones.
+        vacuous: outputs whose comparison is vacuous, with the reason.
+        base: file of BASE.
+
+    Raises:
+        OptionError: a limit is on what no output holds.
     """
-    every = [(one.top1, source, one.output) for source, one in _outputs(fidelities) if one.top1 is not None]
-    if not every:
-        return None
-    shares = [each for each in every if each[2] not in vacuous]
-    if not shares:
-        same = {output: vacuous[output] for _, _, output in every}
-        return Verdict(gate=AGREEMENT, status=FAILED, detail=_vacuous_text(same), measured=None, limit=limit.number)
-    worst, source, output = min(shares)
-    own = next(one for name, one in _outputs(fidelities) if (name, one.output) == (source, output))
-    interval = percent_interval(interval_row(own.intervals.top1))
-    text = f"'{output}' on {source}, {fidelities[source].samples} samples{interval}"
-    return Verdict(
-        gate=AGREEMENT, status=status_of(worst >= limit.number), detail=text, measured=worst, limit=limit.number
-    )
+    rows = []
+    if DEVIATION in limits:
+        rows.append(deviation_verdict(limits[DEVIATION], {**first, **further}, vacuous))
+    if AGREEMENT in limits:
+        shares = [(one.top1, source, one) for source, one in _outputs(first) if one.top1 is not None]
+        if not shares:
+            raise OptionError(
+                f"{option(AGREEMENT)}: no output of {base} holds classes or whole numbers; use {option(DEVIATION)}"
+            )
+        rows.append(_least_verdict(AGREEMENT, limits[AGREEMENT], shares, first, vacuous))
+    if PSNR in limits:
+        decibels = [(one.psnr, source, one) for source, one in _outputs(first) if one.psnr is not None]
+        if not decibels:
+            raise OptionError(f"{option(PSNR)}: no output of {base} is an image; use {option(DEVIATION)}")
+        rows.append(_least_verdict(PSNR, limits[PSNR], decibels, first, vacuous))
+    return rows
+
+
+def _least_verdict(
+    gate: str,
+    limit: GateLimit,
+    rows: Sequence[tuple[float, str, Deviation]],
+    fidelities: Mapping[str, Fidelity],
+    vacuous: Mapping[str, str],
+) -> Verdict:
+    """Judge the smallest of the numbers of outputs; those whose comparison tells nothing do not count."""
+    telling = [row for row in rows if row[2].output not in vacuous and not row[2].silent]
+    if not telling:
+        same = {one.output: vacuous.get(one.output, "only NaN or infinity") for _, _, one in rows}
+        return Verdict(gate=gate, status=FAILED, detail=_vacuous_text(same), measured=None, limit=limit.number)
+    worst, source, output = min(telling, key=lambda row: row[:2])
+    intervals = output.intervals
+    interval = percent_interval(interval_row(intervals.top1)) if gate == AGREEMENT else _psnr_text(intervals.psnr)
+    text = f"'{output.output}' on {source}, {count_text(fidelities[source].samples, 'sample')}{interval}"
+    return Verdict(gate=gate, status=status_of(worst >= limit.number), detail=text, measured=worst, limit=limit.number)
+
+
+def _psnr_text(interval: IntervalEnds | None) -> str:
+    return interval_text(interval_row(interval), f"{{:.1f}}{UNIT_SPACE}dB".format)
 
 
 def _outputs(fidelities: Mapping[str, Fidelity]) -> Iterable[tuple[str, Deviation]]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from leanonnx.commands.compress.branch_removal import remove_branches
 from leanonnx.commands.compress.candidate import Candidate
+from leanonnx.commands.compress.cautions import Caution
 from leanonnx.commands.compress.stage import Stage, run_stages
 from leanonnx.errors import BudgetUnreachable, Refusal
 from leanonnx.formatting import integer_text
@@ -67,4 +68,4 @@ def _nearer(whole: Candidate, without: Candidate) -> Candidate:
     count = len(without.job.removed_branches)
     removed = "a branch" if count == 1 else f"{integer_text(count)} branches"
     note = BRANCHES_KEPT.format(removed, shortened_distance, distance)
-    return replace(whole, warnings=(*whole.warnings, note))
+    return replace(whole, warnings=(*whole.warnings, Caution("advice", note)))

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import onnx
 
 from leanonnx.analysis.dag import ChannelDag
+from leanonnx.commands.compress.cautions import Caution
 from leanonnx.commands.compress.options import CompressOptions
 from leanonnx.data.samples import Dataset
 from leanonnx.effort import EFFORTS, Deadline, Effort
@@ -178,7 +179,7 @@ class Candidate:
     curve: ToleranceCurve | None = None
     quantisation: Quantisation | None = None
     trial: Trial | None = None
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Caution, ...] = ()
 
     @property
     def alive(self) -> Mask:

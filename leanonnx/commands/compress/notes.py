@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
+from leanonnx.commands.compress.cautions import Caution, Gravity, texts_by_gravity
 from leanonnx.data.samples import Dataset
 from leanonnx.effort import Effort
 from leanonnx.evaluation.plausibility import data_remarks
@@ -66,83 +67,96 @@ def folding_warnings(model: Model) -> list[str]:
     ]
 
 
-def calibration_warnings(data: Dataset, recovery: Recovery, effort: Effort) -> tuple[str, ...]:
+def calibration_warnings(data: Dataset, recovery: Recovery, effort: Effort) -> list[Caution]:
     """Warnings about the calibration data and the recovery from them."""
-    warnings = []
+    unsure, advice, weakened = list[str](), list[str](), list[str]()
     if data.count < ADVISED_SAMPLES:
-        warnings.append(
+        advice.append(
             f"only {data.count} calibration samples: accuracy grows up to about 1000; give at least {ADVISED_SAMPLES}"
         )
     used = recovery.samples + recovery.held_out
     if recovery.recovered and used < data.count:
-        warnings.append(
+        advice.append(
             f"recovery used {used} of the {data.count} samples: {option('effort', effort.name)} takes no more"
             if used >= effort.max_samples
             else f"recovery used {used} of the {data.count} samples: the activations of more do not fit into memory"
         )
     if not recovery.held_out:
-        warnings.append("too few calibration samples to hold any out: the deviation is that on samples used to recover")
+        unsure.append("too few calibration samples to hold any out: the deviation is that on samples used to recover")
     if recovery.recovered and not recovery.kept:
-        warnings.append("recovery did not lower the deviation on held-out samples and was left out")
+        weakened.append("recovery did not lower the deviation on held-out samples and was left out")
     vacuous = [f"'{one.output}' is {one.vacuous}" for one in recovery.final.outputs if one.vacuous]
     if vacuous:
-        warnings.append(
+        unsure.append(
             f"the deviation says nothing about outputs that the original computes alike on all samples compared: "
             f"{', '.join(vacuous)}; give samples on which it changes"
         )
     if recovery.final.unused:
-        warnings.append(recovery.final.unused)
-    warnings += data_remarks(data, recovery.final)
-    return tuple(warnings)
+        unsure.append(recovery.final.unused)
+    unsure += data_remarks(data, recovery.final)
+    return [
+        *(Caution("weakened", text) for text in weakened),
+        *(Caution("unsure", text) for text in unsure),
+        *(Caution("advice", text) for text in advice),
+    ]
 
 
-def time_warnings(job: CompressJob, recovery: Recovery) -> list[str]:
+def time_warnings(job: CompressJob, recovery: Recovery) -> list[Caution]:
     """A warning if calibration had too little time, with what was left out."""
     options = job.options
     if options.minutes is None or not job.deadline.has_passed:
         return []
     limit = option("minutes", options.minutes)
     if options.recovers and not recovery.recovered:
-        return [f"recovery was left out: the selection took all the time of {limit}; give more, or fewer samples"]
+        text = f"recovery was left out: the selection took all the time of {limit}; give more, or fewer samples"
+        return [Caution("weakened", text)]
     late = [layer for layer in recovery.layers if layer.reason == OUT_OF_TIME]
     if late:
-        return [
+        text = (
             f"{len(late)} of {count_text(len(recovery.layers), 'layer')} were not refitted: the time of {limit} was "
             "up; give more, or fewer samples"
-        ]
-    return [f"calibration took longer than {limit}: no step is broken off; give more time, or fewer samples"]
+        )
+        return [Caution("weakened", text)]
+    text = f"calibration took longer than {limit}: no step is broken off; give more time, or fewer samples"
+    return [Caution("advice", text)]
 
 
 def result_warnings(candidate: Candidate, trial: Trial) -> tuple[str, ...]:
-    """Warnings about a result: its timing, its budget and its size, then those of the stages."""
+    """Warnings about a result, the gravest first: its timing, its budget and its size, and those of the stages."""
     options, selection, model = candidate.job.options, candidate.removal.selection, candidate.removal.dag.model
-    budget, warnings = options.budget, list[str]()
+    missed, advice = list[str](), list[str]()
     if not trial.faster:
-        warnings.append(not_faster(trial))
-    if replaced := replacement_warning(trial, budget):
-        warnings.append(replaced)
-    if trial.failure:
-        warnings.append(f"latency could not be measured: {trial.failure}")
+        missed.append(not_faster(trial))
+    if replaced := replacement_warning(trial, options.budget):
+        advice.append(replaced)
+    unsure = [f"latency could not be measured: {trial.failure}"] if trial.failure else []
+    missed += _budget_warnings(selection, options.budget, trial)
+    if candidate.is_original and not candidate.refit.is_kept and (options.budget.fraction < 1 or options.exact):
+        missed.append("nothing could be removed: the output equals the input")
+    weakened = [] if candidate.is_original else folding_warnings(model)
+    if options.plan is not None and options.plan.options.get("int8") and not options.int8:
+        missed.append(
+            f"{options.plan.origin} was made with {option('int8', True)}; this result is float, as a plan holds no "
+            f"ranges: add {option('calib')}"
+        )
+    own: dict[Gravity, list[str]] = {"missed": missed, "weakened": weakened, "unsure": unsure, "advice": advice}
+    cautions = (Caution(gravity, text) for gravity, texts in own.items() for text in texts)
+    return texts_by_gravity((*cautions, *candidate.warnings))
+
+
+def _budget_warnings(selection: Selection, budget: Budget, trial: Trial) -> list[str]:
+    """A warning if a result is over its budget."""
     if not selection.reached:
         lowest = trial.fraction
         if not budget.metric.measured:
             lowest = budget.metric.count(selection.after) / max(budget.metric.count(selection.before), 1)
-        warnings.append(
+        return [
             f"over budget: {lowest:.4f} of the {budget.unit} is the lowest reachable, {budget.fraction:g} was asked for"
             + "".join(f"; {limit}" for limit in selection.limits)
-        )
-    elif budget.metric.measured and trial.fraction > budget.fraction:
-        warnings.append(
-            f"over budget: the recovered model takes {trial.fraction:.4f} of the latency, {budget.fraction:g} was "
-            "asked for; the pruned model was within it"
-        )
-    if candidate.is_original and not candidate.refit.is_kept and (budget.fraction < 1 or options.exact):
-        warnings.append("nothing could be removed: the output equals the input")
-    if not candidate.is_original:
-        warnings += folding_warnings(model)
-    if options.plan is not None and options.plan.options.get("int8") and not options.int8:
-        warnings.append(
-            f"{options.plan.origin} was made with {option('int8', True)}; this result is float, as a plan holds no "
-            f"ranges: add {option('calib')}"
-        )
-    return (*warnings, *candidate.warnings)
+        ]
+    if not (budget.metric.measured and trial.fraction > budget.fraction):
+        return []
+    return [
+        f"over budget: the recovered model takes {trial.fraction:.4f} of the latency, {budget.fraction:g} was "
+        "asked for; the pruned model was within it"
+    ]

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 
 from leanonnx.commands.compress.candidate import Candidate
+from leanonnx.commands.compress.cautions import Caution
 from leanonnx.commands.compress.choosing import resolved_target
 from leanonnx.commands.compress.judges import Judge
 from leanonnx.commands.compress.options import CompressOptions
@@ -45,7 +46,7 @@ class _Draft:
 
     evidence: Quantisation
     proto: onnx.ModelProto | None = None
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Caution, ...] = ()
 
 
 def check_int8(options: CompressOptions, model: Model) -> None:
@@ -84,7 +85,8 @@ def quantise(candidate: Candidate) -> Candidate:
         evidence = _with_timing(candidate, evidence, target)
     warnings = (*candidate.warnings, *(draft.warnings if evidence.is_kept else ()))
     if not evidence.is_kept:
-        return replace(candidate, quantisation=evidence, warnings=(*warnings, _kept_float(evidence)))
+        refused = Caution("missed", _kept_float(evidence))
+        return replace(candidate, quantisation=evidence, warnings=(*warnings, refused))
     return replace(changed, path=target, quantisation=evidence, warnings=warnings)
 
 
@@ -115,13 +117,13 @@ def _draft(candidate: Candidate, kind: Int8Format, fitted: Dataset, held: Datase
         comparison=choice.comparison,
         reason=choice.reason if choice.comparison is None else _not_faster(choice.comparison),
     )
-    warnings: tuple[str, ...] = ()
-    if choice.proto is not None and choice.error > MAX_ADDED_ERROR:
-        warnings = (
-            f"8-bit integers add an error of {choice.error:.1%} of the output, more than {MAX_ADDED_ERROR:.0%}, even "
-            f"with half of the layers in float; see that the accuracy suffices, or leave out {option('int8', True)}",
-        )
-    return _Draft(evidence, choice.proto, warnings)
+    if choice.proto is None or choice.error <= MAX_ADDED_ERROR:
+        return _Draft(evidence, choice.proto)
+    text = (
+        f"8-bit integers add an error of {choice.error:.1%} of the output, more than {MAX_ADDED_ERROR:.0%}, even "
+        f"with half of the layers in float; see that the accuracy suffices, or leave out {option('int8', True)}"
+    )
+    return _Draft(evidence, choice.proto, (Caution("weakened", text),))
 
 
 def _feeds(data: Dataset) -> list[Feed]:
@@ -147,10 +149,11 @@ def _with_proof(candidate: Candidate, draft: _Draft, target: Path, data: Dataset
         if not job.options.setting.uses_gpu:
             excess = fusion_excess(draft.proto, simulation, candidate.path, feeds, libraries)
             if excess > MAX_FUSION_EXCESS:
-                warnings.append(
+                text = (
                     f"on this processor, onnxruntime's fused integer kernels add {excess:.1f} times the error that the "
                     "integers themselves make: their sums saturate; the deviation is that on a processor whose do not"
                 )
+                warnings.append(Caution("weakened", text))
     except (ModelError, RunFailed) as error:
         return replace(draft, evidence=replace(evidence, reason=str(error)))
     evidence = replace(evidence, steps=steps, nodes=nodes, before=before, after=after)

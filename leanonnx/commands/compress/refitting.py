@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 
 from leanonnx.commands.compress.candidate import Candidate, CompressJob, Refit
+from leanonnx.commands.compress.cautions import Caution
 from leanonnx.commands.compress.notes import calibration_warnings, time_warnings
 from leanonnx.commands.compress.options import CompressOptions, calib_name
 from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
@@ -77,10 +78,12 @@ def recover_weights(candidate: Candidate) -> Candidate:
     own = _recipe(job)
     if job.stand_ins or (evidence is not None and evidence.kept):
         recipe = own
-    notes, files = _differences(job.options, planned, own), dict[Path, bytes]()
+    notes = [Caution("missed", text) for text in _differences(job.options, planned, own)]
+    files = dict[Path, bytes]()
     if job.plan_weights is not None:
         if recipe is None:
-            notes.append(f"no weights were changed: {option('plan_weights')} was not written")
+            text = f"no weights were changed: {option('plan_weights')} was not written"
+            notes.append(Caution("missed", text))
         else:
             pruned, recovered = (_load_candidate(job, file) for file in (candidate.path, path))
             recipe, content = _with_file(

@@ -154,6 +154,7 @@ def tolerance_row(curve: ToleranceCurve) -> ToleranceRow:
         met=curve.looks[curve.chosen].met,
         chosen=curve.chosen,
         looks=tuple(_look_row(look) for look in curve.looks),
+        ended=curve.ended or None,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from leanonnx.commands.compress.candidate import Candidate
+from leanonnx.commands.compress.cautions import Caution
 from leanonnx.errors import Refusal
 
 Stage = Callable[[Candidate], Candidate | Refusal]
@@ -35,7 +36,7 @@ def optional(change: Stage, *checks: Stage, warning: str) -> Stage:
             return candidate
         result = changed if isinstance(changed, Refusal) else run_stages(checks, changed)
         if isinstance(result, Refusal):
-            return replace(candidate, warnings=(*candidate.warnings, warning))
+            return replace(candidate, warnings=(*candidate.warnings, Caution("weakened", warning)))
         return result
 
     return stage

@@ -18,6 +18,7 @@ import numpy as np
 
 from leanonnx.commands.compress.branch_removal import may_remove_branches, remove_branches
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
+from leanonnx.commands.compress.cautions import Caution
 from leanonnx.commands.compress.choosing import choose_channels, selector_for
 from leanonnx.commands.compress.judges import Judge
 from leanonnx.commands.compress.refitting import recover_weights
@@ -38,6 +39,7 @@ SMALLEST_FRACTION = 1e-6
 """Fraction at which the smallest keep set is chosen."""
 FRACTION_ROUNDING = 1 + 1e-9
 """Factor for the rounding error of a fraction that was computed from a price."""
+ALL_TAKEN = "all looks were taken"
 BUDGET_STEPS = 10
 """Halvings in the search for the largest fraction within a budget in another metric."""
 
@@ -80,7 +82,7 @@ def recover_and_compare(candidate: Candidate) -> Candidate | Refusal:
     options, began = candidate.job.options, time.monotonic()
     judge = Judge(candidate.job, options.points)
     seen = _recover_and_judge(candidate, judge, options.budget.fraction, began)
-    return replace(seen.with_evidence(judge), curve=_curve(options.budget.unit, judge, [seen], seen))
+    return replace(seen.with_evidence(judge), curve=_curve(options.budget.unit, judge, [seen], seen, ""))
 
 
 def _search(original: Candidate, making: Sequence[Stage]) -> Candidate | Refusal:
@@ -92,23 +94,24 @@ def _search(original: Candidate, making: Sequence[Stage]) -> Candidate | Refusal
     if isinstance(descent, Refusal):
         return descent
     seen = list[_Seen]()
-    refused = _look_down(original, descent, making, judge, seen, job.effort.looks)
-    if refused is not None:
-        return refused
+    ended = _look_down(original, descent, making, judge, seen, job.effort.looks)
+    if isinstance(ended, Refusal):
+        return ended
     best = _best(seen)
     if more and best.look.met and not job.deadline.has_passed:
         shortened = remove_branches(_at_fraction(original, unit, best.look.fraction, len(seen)))
         if shortened.job.dag is not job.dag:
             start = Descent(descent.lowest, best.look.fraction, ((best.look.fraction, best.look.spent),))
-            _look_down(shortened, start, making, judge, seen, judge.allowed)
+            further = _look_down(shortened, start, making, judge, seen, judge.allowed)
+            ended = ended if isinstance(further, Refusal) else further
             best = _best(seen)
-    curve = _curve(unit, judge, seen, best)
+    curve = _curve(unit, judge, seen, best, ended)
     if not best.look.met and not job.options.best_effort:
         return ToleranceMissed(
             f"{nearest_text(curve)}; nothing written; ask for less, give more samples (there are {curve.samples} to "
             f"judge by), or add {option('best_effort', True)} to write that"
         )
-    notes = () if best.look.met else (nearest_text(curve),)
+    notes = () if best.look.met else (Caution("missed", nearest_text(curve)),)
     candidate = best.with_evidence(judge)
     chosen = replace(candidate, curve=curve, warnings=(*candidate.warnings, *notes))
     return _with_timing(original, chosen, best.look)
@@ -121,27 +124,29 @@ def _look_down(
     judge: Judge,
     seen: list[_Seen],
     allowed: int,
-) -> Refusal | None:
+) -> Refusal | str:
     """Look at candidates of a network until the bracket is small; what was seen is appended to ``seen``.
 
     Returns:
-        Why a candidate was refused; None if none was.
+        Why no more were looked at; a refusal if a candidate was refused.
     """
     job, unit, longest = original.job, original.job.options.least_metric, 0.0
-    while len(seen) < allowed and (not seen or job.deadline.left() > longest):
+    while len(seen) < allowed:
         fraction, began = descent.next(), time.monotonic()
         if fraction is None:
-            break
+            return descent.ending
+        if seen and job.deadline.left() <= longest:
+            return f"too little time was left for another look; give more with {option('minutes')}"
         made = run_stages(making, _at_fraction(original, unit, fraction, len(seen)))
         if isinstance(made, Refusal):
             return made
         if any(np.array_equal(made.alive, each.candidate.alive) for each in seen):
-            break
+            return "another look would judge the same channels again"
         seen.append(_recover_and_judge(made, judge, fraction, began))
         longest = max(longest, seen[-1].look.seconds)
         descent = descent.with_look(fraction, seen[-1].look.spent)
         _forget_files(seen)
-    return None
+    return ALL_TAKEN
 
 
 def _at_fraction(original: Candidate, unit: str, fraction: float, number: int) -> Candidate:
@@ -163,13 +168,14 @@ def _recover_and_judge(proven: Candidate, judge: Judge, fraction: float, began: 
     return _Seen(candidate, look, fidelity, proven.path)
 
 
-def _curve(unit: str, judge: Judge, seen: Sequence[_Seen], best: _Seen) -> ToleranceCurve:
+def _curve(unit: str, judge: Judge, seen: Sequence[_Seen], best: _Seen, ended: str) -> ToleranceCurve:
     return ToleranceCurve(
         unit=unit,
         samples=judge.held_out.count,
         allowed=judge.allowed,
         looks=tuple(each.look for each in seen),
         chosen=next(k for k, each in enumerate(seen) if each is best),
+        ended=ended,
     )
 
 
@@ -238,6 +244,7 @@ def nearest_text(curve: ToleranceCurve) -> str:
     return (
         f"nothing pruned was shown to be within the tolerances: the nearest has {look.fraction:.3f} of the "
         f"{METRICS[curve.unit].noun}, {texts}{_others_text(curve)}"
+        + (f"; the search ended as {curve.ended}" if curve.ended else "")
     )
 
 

@@ -9,13 +9,16 @@ import math
 
 from leanonnx.commands.sweep.rows import PointRow, SweepReport
 from leanonnx.reporting.encoding import to_json
+from leanonnx.reporting.rows import IntervalRow
 from leanonnx.selection.metrics import COUNTED_METRICS
 
+MEASURES = ("relative_l2", "psnr", "top1")
 CSV_COLUMNS = (
     *("model", "asked", "code", "message"),
     *(f"{metric.name}{end}" for metric in COUNTED_METRICS for end in ("", "_fraction")),
     *("before_ms", "after_ms", "speedup", "speedup_low", "speedup_high", "verdict"),
-    *("relative_l2", "psnr", "top1", "metric", "metric_before", "metric_after", "samples", "inputs"),
+    *(f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")),
+    *("metric", "metric_before", "metric_after", "metric_after_low", "metric_after_high", "samples", "inputs"),
     *("proof", "proof_error", "seconds", "knee", "meets", "file", "warnings"),
 )
 
@@ -80,13 +83,25 @@ def _deviation_cells(point: PointRow) -> dict[str, object]:
     if row is None:
         return {}
     metric = row.metric
+    low, high = (metric and metric.after_interval) or (None, None)
     return {
+        **{key: value for name in MEASURES for key, value in _ends(name, getattr(row.intervals, name)).items()},
         "relative_l2": math.inf if row.relative_l2 is None else row.relative_l2,
         "psnr": row.psnr,
         "top1": row.top1,
         "metric": metric and metric.name,
         "metric_before": metric and metric.before,
         "metric_after": metric and metric.after,
+        "metric_after_low": low,
+        "metric_after_high": high,
         "samples": row.samples,
         "inputs": row.on,
     }
+
+
+def _ends(name: str, interval: IntervalRow | None) -> dict[str, float | None]:
+    """The ends of an interval by their columns; one that is not finite is infinite."""
+    if interval is None:
+        return {}
+    low, high = interval
+    return {f"{name}_low": -math.inf if low is None else low, f"{name}_high": math.inf if high is None else high}

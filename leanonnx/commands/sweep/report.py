@@ -21,6 +21,7 @@ from leanonnx.commands.sweep.rows import (
     SweepReport,
 )
 from leanonnx.formatting import count_text
+from leanonnx.reporting.rows import IntervalRow, IntervalsRow
 from leanonnx.runtime.timing import FASTER
 from leanonnx.selection.metrics import LATENCY
 from leanonnx.spelling import option
@@ -68,6 +69,11 @@ def _point_deviation(source: SourcedFidelity) -> PointDeviation:
         relative_l2=None if None in errors else _mean(errors),
         psnr=_mean([one.psnr for one in outputs]),
         top1=_mean([one.top1 for one in outputs]),
+        intervals=IntervalsRow(
+            relative_l2=_mean_interval([(one.relative_l2, one.known.relative_l2) for one in outputs]),
+            psnr=_mean_interval([(one.psnr, one.known.psnr) for one in outputs]),
+            top1=_mean_interval([(one.top1, one.known.top1) for one in outputs]),
+        ),
     )
 
 
@@ -75,6 +81,20 @@ def _mean(values: Sequence[float | None]) -> float | None:
     """Mean of the values that are there; None without any."""
     numbers = [value for value in values if value is not None]
     return sum(numbers) / len(numbers) if numbers else None
+
+
+def _mean_interval(numbers: Sequence[tuple[float | None, IntervalRow | None]]) -> IntervalRow | None:
+    """The interval of the mean of the numbers that are there, from theirs; None if one is not known.
+
+    The standard deviation of a mean is at most the mean of the standard deviations, whatever the dependence, so that
+    the means of the ends are far enough apart.
+    """
+    intervals = [interval for value, interval in numbers if value is not None]
+    known = [interval for interval in intervals if interval is not None]
+    if not known or len(known) < len(intervals):
+        return None
+    lows, highs = zip(*known, strict=True)
+    return None if None in lows else _mean(lows), None if None in highs else _mean(highs)
 
 
 def curve_row(

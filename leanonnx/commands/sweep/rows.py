@@ -13,6 +13,7 @@ from leanonnx.reporting.reports import JudgementRow, LookRow, ToleranceRow
 from leanonnx.reporting.rows import (
     REPORT_SCHEMA,
     FidelityRow,
+    IntervalsRow,
     LatencyRow,
     MetricChange,
     OutputDeviation,
@@ -122,7 +123,7 @@ class PointDeviation:
     """Deviation of a point from the original.
 
     ``relative_l2``, ``psnr`` and ``top1`` are means over the outputs that have a number; None where none has, and where
-    a relative error is infinite.
+    a relative error is infinite.  ``intervals`` are theirs, wide enough for any dependence between the outputs.
     """
 
     on: str
@@ -132,6 +133,7 @@ class PointDeviation:
     relative_l2: float | None
     psnr: float | None
     top1: float | None
+    intervals: IntervalsRow
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from leanonnx.commands.sweep.rows import ConditionsRow, CurveRow, KneeRow, Least
 from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT
 from leanonnx.formatting import count_text, percent_text
 from leanonnx.reporting.remarks import interval_text, score_text
-from leanonnx.reporting.rows import IntervalsRow
 from leanonnx.reporting.tables import headline_lines, other_warnings, warning_lines
 from leanonnx.selection.metrics import METRICS
 from leanonnx.spelling import call_text, option
@@ -141,7 +140,7 @@ def _deviation_cells(point: PointRow, metric_name: str) -> dict[str, str]:
     row = point.deviation
     if row is None:
         return dict.fromkeys(("relative L2", "PSNR dB", "top-1", metric_name), "")
-    known = next(iter(row.outputs.values())).known if len(row.outputs) == 1 else IntervalsRow()
+    known = row.intervals
     measures = (
         ("relative L2", row.relative_l2, known.relative_l2, "{:.3g}".format),
         ("PSNR dB", row.psnr, known.psnr, "{:.1f}".format),
