@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import leanonnx
 from leanonnx.errors import LeanOnnxError
+from leanonnx.numeric.arrays import Array
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.runtime.sessions import run as run_model
 
@@ -43,16 +44,18 @@ def network(opset: int) -> onnx.ModelProto:
         "w4": (CLASSES, MIXED),
         "b4": (CLASSES,),
     }
-    constants = {name: (rng.standard_normal(shape) / 4).astype(np.float32) for name, shape in weights.items()}
+    constants: dict[str, Array] = {
+        name: (rng.standard_normal(shape) / 4).astype(np.float32) for name, shape in weights.items()
+    }
     constants["variance"] = rng.uniform(0.5, 2.0, WIDTH).astype(np.float32)
     constants["shape"] = np.array([1, -1], np.int64)
-    node, padded = helper.make_node, {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    node, kernel, pads = helper.make_node, [3, 3], [1, 1, 1, 1]
     nodes = [
-        node("Conv", ["x", "w1"], ["c1"], **padded),
+        node("Conv", ["x", "w1"], ["c1"], kernel_shape=kernel, pads=pads),
         node("BatchNormalization", ["c1", "gain", "bias", "mean", "variance"], ["n1"]),
         node("Relu", ["n1"], ["r1"]),
         node("MaxPool", ["r1"], ["p1"], kernel_shape=[2, 2], strides=[2, 2]),
-        node("Conv", ["p1", "w2"], ["c2"], **padded),
+        node("Conv", ["p1", "w2"], ["c2"], kernel_shape=kernel, pads=pads),
         node("Add", ["c2", "p1"], ["a2"]),
         *_enlarged("a2", "u2", opset, constants),
         node("Concat", ["u2", "r1"], ["j2"], axis=1),
@@ -75,9 +78,7 @@ def network(opset: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=version)
 
 
-def _enlarged(
-    source: str, target: str, opset: int, constants: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]
-) -> list[onnx.NodeProto]:
+def _enlarged(source: str, target: str, opset: int, constants: dict[str, Array]) -> list[onnx.NodeProto]:
     """The node that doubles height and width."""
     scales = [1.0, 1.0, 2.0, 2.0]
     if opset < UPSAMPLE_SCALES:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
-from leanonnx.data.samples import Dataset
+from leanonnx.data.samples import Dataset, batch_size
 from leanonnx.effort import Effort
 from leanonnx.evaluation.plausibility import data_remarks
 from leanonnx.formatting import count_text
 from leanonnx.graph.model import Model, constant_bytes
 from leanonnx.graph.view import default_initializers
+from leanonnx.quantization.saturation import fused_difference, saturation_warnings
 from leanonnx.recovery.draft import ADVISED_SAMPLES, Recovery
 from leanonnx.recovery.recover import OUT_OF_TIME
 from leanonnx.selection.metrics import Budget
@@ -145,4 +146,14 @@ def result_warnings(candidate: Candidate, trial: Trial) -> tuple[str, ...]:
             f"{options.plan.origin} was made with {option('int8', True)}; this result is float, as a plan holds no "
             f"ranges: add {option('calib')}"
         )
-    return (*warnings, *candidate.warnings)
+    return (*warnings, *candidate.warnings, *_integer_warnings(candidate))
+
+
+def _integer_warnings(candidate: Candidate) -> tuple[str, ...]:
+    """A warning if the original holds integers whose sums saturate on this processor."""
+    job, model = candidate.job, candidate.job.dag.model
+    if job.options.setting.uses_gpu:
+        return ()
+    feed = next(job.data.feeds(batch_size(job.data))) if job.data else job.dag.observation.feeds
+    compared = "the proof compares plain kernels as well, a deviation the fused ones"
+    return saturation_warnings({"the result": fused_difference(model, candidate.path, [feed])}, compared)
