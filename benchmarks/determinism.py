@@ -112,7 +112,7 @@ def largest_difference(first: Path, second: Path) -> float | None:
 
 
 def compared(folder: Path, words: Sequence[str], variations: Mapping[str, Mapping[str, str]]) -> Row:
-    """What differs from the plain run, by variation: names of files, and how far constants are apart."""
+    """Differences from the plain run, by variation: names of files, and how far constants are apart."""
     plain = digests(folder, words, PLAIN)
     if "error" in plain:
         return {"error": plain["error"]}

@@ -36,7 +36,7 @@ FAILURE, USER_ERROR = 1, 2
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """How the packages of a row are chosen.
+    """The way in which the packages of a row are chosen.
 
     Attributes:
         resolution: uv's word for the versions that it prefers.
@@ -58,7 +58,7 @@ ENVIRONMENTS = {
 
 
 def requirements(pyproject: Path, runtime: str = "") -> list[str]:
-    """What the project needs, ``runtime`` in the place of every package of onnxruntime."""
+    """The requirements of the project, ``runtime`` in the place of every package of onnxruntime."""
     needs: list[str] = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["dependencies"]
     if runtime:
         needs = [runtime, *(need for need in needs if not re.match(rf"{RUNTIME}\b(?!_)", need))]
@@ -102,7 +102,7 @@ def measured(chosen: Environment, folder: Path) -> Row:
     """One row: the packages, the smoke tests, the operator sets."""
     python = install(chosen, folder)
     every = installed(python)
-    words = [python, "-m", "pytest", "-m", "smoke", "-q", "-p", "no:cacheprovider", "-W", "ignore"]
+    words: list[str | Path] = [python, "-m", "pytest", "-m", "smoke", "-q", "-p", "no:cacheprovider", "-W", "ignore"]
     smoke = smoke_row(run(words, ROOT))
     opsets = run([python, "-m", "benchmarks.opsets"], ROOT)
     return {

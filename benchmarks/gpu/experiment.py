@@ -40,7 +40,7 @@ SETTINGS: dict[Provider, dict[str, list[Setting]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is measured: networks, fractions of their kernels, sizes of the first axis, and seconds of a measurement."""
+    """The measurements: networks, fractions of their kernels, sizes of the first axis, and seconds of a measurement."""
 
     providers: Sequence[Provider]
     networks: Sequence[str]

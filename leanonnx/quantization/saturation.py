@@ -51,7 +51,7 @@ def saturation_warnings(differences: Mapping[str, float], compared: str) -> tupl
 
 
 def saturation_remedy() -> str:
-    """What a user can do about it."""
+    """The remedies of a user."""
     return (
         f"write weights of 7 bits ({option('int8', True)} with {option('target', 'cpu-avx2')}), run without "
         "onnxruntime's optimisations, or use a processor with VNNI"
