@@ -91,7 +91,9 @@ REFUSED = {
     "a model for a folder": Mistake(("compress", "*.onnx", "o.onnx", "--keep", "0.5"), ("o.onnx", "make that folder")),
     "a pattern without a match": Mistake(("inspect", "*.ONX"), ("no file matches this pattern",)),
     "an option that a file has not": Mistake((*HALF, "--config", "notes.toml"), ("keeep", "did you mean 'keep'?")),
-    "percent sign left out": Mistake((*COMPRESS, "--keep", "50"), ("above 0 and at most 1", "for 50\u00a0% give --keep 50% or --keep 0.5")),
+    "percent sign left out": Mistake(
+        (*COMPRESS, "--keep", "50"), ("above 0 and at most 1", "for 50\u00a0% give --keep 50% or --keep 0.5")
+    ),
     "operator set of the future": Mistake(
         ("inspect", "opset.onnx"), ("operator set 40", "export it with operator set")
     ),

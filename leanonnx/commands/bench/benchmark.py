@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -13,6 +13,7 @@ from leanonnx.checks import check_least
 from leanonnx.errors import ModelError, OptionError
 from leanonnx.formatting import count_text, shape_text
 from leanonnx.graph.model import Model, load
+from leanonnx.quantization.saturation import fused_difference, saturation_warnings
 from leanonnx.runtime.free_axes import InputShapes
 from leanonnx.runtime.observation import Shapes, check_shapes, observe, random_feed
 from leanonnx.runtime.providers import Setting
@@ -70,15 +71,21 @@ class BenchRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchCase:
-    """One measurement: requested batch, input sizes, setting and outcome."""
+    """One measurement: requested batch, input sizes, setting, outcome, and warnings about the models."""
 
     batch: int | None
     inputs: InputShapes
     setting: Setting
     outcome: TimingComparison | Timing
+    about_models: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
+        """Reasons why the numbers may be unreliable, or the outputs."""
+        return (*self.busy_warnings, *self.about_models)
+
+    @property
+    def busy_warnings(self) -> tuple[str, ...]:
         """Reasons why the numbers may be unreliable."""
         if not self.outcome.is_busy:
             return ()
@@ -107,6 +114,7 @@ def run_bench(
     }
     for each, inputs in product((model, rival or model), sizes_by_batch.values()):
         check_fits(each, inputs)
+    about_models = _integer_warnings([model] if rival is None else [model, rival], request, sizes_by_batch)
     cases = []
     for (batch, inputs), threads in product(sizes_by_batch.items(), request.threads):
         setting = replace(request.setting, threads=threads, libraries=model.libraries).with_thread_count
@@ -115,10 +123,27 @@ def run_bench(
         )
         cases.append(
             BenchCase(
-                batch=batch, inputs=inputs, setting=setting, outcome=_outcome(model, rival, inputs, setting, request)
+                batch=batch,
+                inputs=inputs,
+                setting=setting,
+                outcome=_outcome(model, rival, inputs, setting, request),
+                about_models=about_models,
             )
         )
     return tuple(cases)
+
+
+def _integer_warnings(
+    models: Sequence[Model], request: BenchRequest, sizes_by_batch: Mapping[int | None, InputShapes]
+) -> tuple[str, ...]:
+    """A warning if sums of integers saturate on this processor, which makes times of outputs that nobody wants."""
+    if request.setting.uses_gpu:
+        return ()
+    sizes = next(iter(sizes_by_batch.values()))
+    differences = {
+        str(each.path): fused_difference(each, each.path, [random_feed(each, sizes, request.seed)]) for each in models
+    }
+    return saturation_warnings(differences, "the times are those of the fused kernels")
 
 
 def _outcome(

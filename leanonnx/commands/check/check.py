@@ -40,7 +40,7 @@ from leanonnx.commands.check.gates import (
 from leanonnx.commands.check.interface import interface_changes
 from leanonnx.commands.check.scores import check_score, score_verdicts
 from leanonnx.commands.check.sizes import MIN_SAMPLES, InputSource, batch_axes, compare_at_sizes, fit_samples
-from leanonnx.commands.check.telling import vacuous_outputs
+from leanonnx.commands.check.telling import integer_notes, vacuous_outputs
 from leanonnx.commands.check.verdicts import FAILED, PASSED, SKIPPED, Verdict, status_of
 from leanonnx.data.images import IMAGE_OPTIONS
 from leanonnx.data.samples import Dataset, ImageFormat, batch_size, data_from_feeds, open_data, with_runnable_batch
@@ -180,7 +180,8 @@ def run_check(
         costs = _count_verdicts(request.limits, {MACS: lambda: (_macs(new, pair.sizes), _macs(base, pair.sizes))})
     with clock.stage("measure"):
         latency, cases = _latency_verdicts(pair, request, progress)
-    notes = [*changes.notes, *_measurement_notes(request, values, pair.inputs, cases)]
+    notes = [*changes.notes, *integer_notes((base, new), pair.inputs)]
+    notes += _measurement_notes(request, values, pair.inputs, cases)
     return _result(request, clock, [*gates, *values.verdicts, *costs, *latency], "", notes, values, cases)
 
 
@@ -374,7 +375,7 @@ def _measurement_notes(
     request: CheckRequest, values: _Values, inputs: Mapping[str, Dataset], cases: Sequence[benchmark.BenchCase]
 ) -> list[str]:
     """Notes on the measurements."""
-    notes = [warning for case in cases for warning in case.warnings]
+    notes = [warning for case in cases for warning in case.busy_warnings]
     for source, deviation in values.fidelities.items():
         reshaped = [one.output for one in deviation.outputs if one.reshaped]
         notes += [f"output '{name}' had another shape than BASE's on {source}" for name in reshaped]

@@ -1,4 +1,4 @@
-"""Find outputs on which a comparison is vacuous: BASE's are empty or constant, whatever NEW computes."""
+"""Tell where a comparison says little: outputs that are vacuous, and integers whose sums saturate."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping
 
 import onnx
 
+from leanonnx.data.samples import Dataset, batch_size
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.graph.formats import FLOAT_TYPES
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import captured_names
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
+from leanonnx.quantization.saturation import fused_difference, saturation_warnings
 
 TRANSPARENT_OPERATORS = names_with(Trait.INJECTIVE)
 """Operators whose float output changes whenever their input does."""
@@ -72,3 +74,12 @@ def _depends_on_others(base: Model, name: str, known: set[str]) -> bool:
         node = base.proto.graph.node[base.producers[each]]
         waiting += [*node.input, *captured_names(node)]
     return False
+
+
+def integer_notes(models: tuple[Model, Model], inputs: Mapping[str, Dataset]) -> tuple[str, ...]:
+    """A note if sums of integers of BASE or NEW saturate on this processor, with what the gates compare."""
+    data = next(iter(inputs.values()))
+    feed = next(data.feeds(batch_size(data)))
+    names = ("BASE", "NEW")
+    differences = {name: fused_difference(each, each.path, [feed]) for name, each in zip(names, models, strict=True)}
+    return saturation_warnings(differences, "the gates and deviations compare the outputs of the fused kernels")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from leanonnx.commands.compress.candidate import Candidate, CompressJob
 from leanonnx.commands.compress.cautions import Caution, Gravity, texts_by_gravity
-from leanonnx.data.samples import Dataset
+from leanonnx.data.samples import Dataset, batch_size
 from leanonnx.effort import Effort
 from leanonnx.evaluation.plausibility import data_remarks
 from leanonnx.formatting import count_text
 from leanonnx.graph.model import Model, constant_bytes
 from leanonnx.graph.view import default_initializers
+from leanonnx.quantization.saturation import fused_difference, saturation_warnings
 from leanonnx.recovery.draft import ADVISED_SAMPLES, Recovery
 from leanonnx.recovery.recover import OUT_OF_TIME
 from leanonnx.selection.metrics import Budget
@@ -129,7 +130,9 @@ def result_warnings(candidate: Candidate, trial: Trial) -> tuple[str, ...]:
         missed.append(not_faster(trial))
     if replaced := replacement_warning(trial, options.budget):
         advice.append(replaced)
-    unsure = [f"latency could not be measured: {trial.failure}"] if trial.failure else []
+    unsure = [*_integer_warnings(candidate)]
+    if trial.failure:
+        unsure.append(f"latency could not be measured: {trial.failure}")
     missed += _budget_warnings(selection, options.budget, trial)
     if candidate.is_original and not candidate.refit.is_kept and (options.budget.fraction < 1 or options.exact):
         missed.append("nothing could be removed: the output equals the input")
@@ -160,3 +163,13 @@ def _budget_warnings(selection: Selection, budget: Budget, trial: Trial) -> list
         f"over budget: the recovered model takes {trial.fraction:.4f} of the latency, {budget.fraction:g} was "
         "asked for; the pruned model was within it"
     ]
+
+
+def _integer_warnings(candidate: Candidate) -> tuple[str, ...]:
+    """A warning if the original holds integers whose sums saturate on this processor."""
+    job, model = candidate.job, candidate.job.dag.model
+    if job.options.setting.uses_gpu:
+        return ()
+    feed = next(job.data.feeds(batch_size(job.data))) if job.data else job.dag.observation.feeds
+    compared = "the proof compares plain kernels as well, a deviation the fused ones"
+    return saturation_warnings({"the result": fused_difference(model, candidate.path, [feed])}, compared)

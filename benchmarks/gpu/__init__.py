@@ -1,0 +1,1 @@
+"""Latency on an NVIDIA GPU of the benchmark networks before and after compression."""
