@@ -99,6 +99,7 @@ def compress(
     unshare: bool = False,
     int8: bool = False,
     best_effort: bool = False,
+    prove_twice: bool = False,
     measure: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
@@ -128,6 +129,7 @@ def compress(
         rules, library, progress: rules of your own; libraries of custom operators; called with stage, share done, item.
         int8: True computes in 8-bit integers where that is faster and near enough by ``calib``; it needs no target.
         freeze, unshare, best_effort: make inputs that are weights constants; copy shared ones; return bad results.
+        prove_twice: True runs the result in further runtimes, and refuses it where they differ.
 
     Raises:
         UserError, Refusal: exit codes 2 and 1 of the command line; nothing is written.
