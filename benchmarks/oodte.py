@@ -37,10 +37,19 @@ PEERS = {
 VERSIONS = "import importlib.metadata as m, json; print(json.dumps({n: m.version(n) for n in %r}))"
 
 
-def judged(original: Path, result: Path, plan: Path | None, data: Path | None, sizes: Row) -> Row:
+def judge_apart(original: Path, result: Path, plan: Path | None, data: Path | None, sizes: Row) -> Row:
     """What became of a model, by a process of its own."""
-    options = [*(["--plan", plan] if plan else []), *(["--inputs", data] if data else [])]
-    module = [sys.executable, "-m", "benchmarks.oodte_judge", original, result, *options, "--sizes", json.dumps(sizes)]
+    options: list[str | Path] = [*(["--plan", plan] if plan else []), *(["--inputs", data] if data else [])]
+    module: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "benchmarks.oodte_judge",
+        original,
+        result,
+        *options,
+        "--sizes",
+        json.dumps(sizes),
+    ]
     done = run(module, ROOT)
     row = done.report or {"status": "not run", "message": done.message[:200]}
     if row["status"] == "compared":
@@ -61,7 +70,7 @@ def by_leanonnx(original: Path, folder: Path, data: Path | None, options: Sequen
     if done.code:
         return {"status": "refused", "message": done.message[:200]}
     sizes = {name: size for name, size in done.report["inputs"].items() if None not in size}
-    row = judged(original, result, None if "--exact" in options else plan, data, sizes)
+    row = judge_apart(original, result, None if "--exact" in options else plan, data, sizes)
     return row | {"kernels": done.report["kernels"]["fraction"], "sizes": sizes}
 
 
@@ -72,12 +81,12 @@ def by_peer(name: str, python: Path, original: Path, folder: Path, data: Path | 
     done = run([python, "-c", PEERS[name], original, result])
     if done.code or not result.exists():
         return {"status": "crashed", "message": done.message[:200]}
-    return judged(original, result, None, data, sizes)
+    return judge_apart(original, result, None, data, sizes)
 
 
 def measure(original: Path, folder: Path, data: Path | None, peer: Path | None) -> Row:
     """All rewritings of one model."""
-    itself = judged(original, original, None, data, {})
+    itself = judge_apart(original, original, None, data, {})
     runs = itself["status"] not in ("not run", "invalid")
     ways: Row = {
         "exact": by_leanonnx(original, folder, data, ["--exact"]),
@@ -95,12 +104,12 @@ def totals(rows: Sequence[Row]) -> Row:
     """Numbers of models by tool, of those whose original runs."""
     table: Row = {}
     for way in ("exact", "keep", *PEERS):
-        found = [row[way] for row in rows if row["runs"] and way in row]
-        if not found:
+        those = [row[way] for row in rows if row["runs"] and way in row]
+        if not those:
             continue
-        counts = Counter(row["status"] for row in found)
-        classifiers = [row for row in found if row.get("classifier")]
-        table[way] = {"models": len(found), **{status.replace(" ", "_"): n for status, n in sorted(counts.items())}}
+        counts = Counter(row["status"] for row in those)
+        classifiers = [row for row in those if row.get("classifier")]
+        table[way] = {"models": len(those), **{status.replace(" ", "_"): n for status, n in sorted(counts.items())}}
         table[way] |= {
             "classifiers": len(classifiers),
             "classifiers_changed": sum(row["status"] == "changed" for row in classifiers),

@@ -48,7 +48,7 @@ class NotMaskable(Exception):
     """A plan says too little to mask the original by it."""
 
 
-def masked(original: Path, plan: Mapping[str, Any]) -> onnx.ModelProto:
+def mask_by_plan(original: Path, plan: Mapping[str, Any]) -> onnx.ModelProto:
     """The original with zeros in the entries of its weights that a plan removes.
 
     Raises:
@@ -218,7 +218,7 @@ def judge(
         reference = original
         if plan is not None:
             try:
-                proto = masked(original, plan)
+                proto = mask_by_plan(original, plan)
             except NotMaskable as error:
                 return {"status": "not masked", "message": str(error)}
             reference = Path(folder) / "masked.onnx"

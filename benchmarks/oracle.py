@@ -46,7 +46,7 @@ def sources(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Path]
         yield str(seed), saved(from_seed(seed), folder, "graph.onnx")
 
 
-def compressed(source: Path, target: Path, draw: np.random.Generator) -> CompressResult:
+def compress_once(source: Path, target: Path, draw: np.random.Generator) -> CompressResult:
     """One keep set of a graph, proven twice."""
     budget = Budget(str(draw.choice(METRICS)), float(draw.uniform(LOWEST, HIGHEST)))
     options = CompressOptions(
@@ -73,7 +73,7 @@ def count(args: argparse.Namespace) -> Row:
             for number in range(args.keep_sets):
                 counts["keep_sets"] += 1
                 try:
-                    result = compressed(source, folder / "out.onnx", draw)
+                    result = compress_once(source, folder / "out.onnx", draw)
                 except ProofFailed as error:
                     differences.append({"graph": name, "keep_set": number, "message": str(error)})
                     continue

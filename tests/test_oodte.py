@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from benchmarks.oodte import OWN_FACTOR, TOLERANCE, totals
-from benchmarks.oodte_judge import NotMaskable, difference, is_classifier, judge, masked
+from benchmarks.oodte_judge import NotMaskable, difference, is_classifier, judge, mask_by_plan
 from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.selection.metrics import Budget
 from tests.helpers import CALIBRATION, CNN, Options, build, saved
@@ -60,7 +60,7 @@ def test_readers_that_keep_different_entries(files: tuple[Path, Path, Row]) -> N
     source, _, plan = files
     entry = {**plan["tensors"]["w2"], "others": [[None] * 4]}
     with pytest.raises(NotMaskable, match="'w2'"):
-        masked(source, {"tensors": {"w2": entry}})
+        mask_by_plan(source, {"tensors": {"w2": entry}})
 
 
 QUANTISED = """
@@ -76,7 +76,7 @@ quantised (float[1, 2, 4, 4] x) => (float[1, 3, 4, 4] y)
 
 def test_integer_weights_are_masked_by_their_zero_point(tmp_path: Path) -> None:
     source = saved(onnx.parser.parse_model(QUANTISED), tmp_path / "q.onnx")
-    proto = masked(source, {"tensors": {"w": {"kept": [[0, 2], None, None, None]}}})
+    proto = mask_by_plan(source, {"tensors": {"w": {"kept": [[0, 2], None, None, None]}}})
     (weight,) = [tensor for tensor in proto.graph.initializer if tensor.name == "w"]
     assert numpy_helper.to_array(weight).reshape(3, 2).tolist() == [[1, 2], [7, 7], [5, 6]]
 

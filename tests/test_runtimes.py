@@ -16,6 +16,7 @@ import leanonnx
 from leanonnx.commands.compress.pipeline import CompressResult, compress_file
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.formats import Source, load_proto
+from leanonnx.inputs.random import INPUT_KINDS
 from leanonnx.proof import runtimes
 from leanonnx.proof.proof import PASSED
 from leanonnx.proof.runtimes import ALIKE, NOT_RUN, OPTIMISED, PLAIN, REFERENCE
@@ -118,6 +119,42 @@ def test_operator_that_the_reference_lacks(tmp_path: Path) -> None:
     assert statuses(result) == {OPTIMISED: PASSED, REFERENCE: NOT_RUN}
     assert result.runtimes[1].reason.startswith("it lacks an operator: ")
     assert "Gelu" in result.runtimes[1].reason
+
+
+def test_inputs_on_which_the_original_fails_are_left_out(tmp_path: Path) -> None:
+    """A class number that is too large for the table."""
+    text = CNN.replace("8] x)", "8] x, int64[1] i)").replace("<float[8, 3", "<float[3, 5] t, float[8, 3", 1)
+    text = text.replace("y = Gemm", "z = Gemm").replace("w3, b3)", "w3, b3) g = Gather (t, i) y = Add (z, g)")
+    result = twice(build(text), tmp_path)
+    assert statuses(result) == {OPTIMISED: PASSED, REFERENCE: PASSED}
+    assert result.runtimes[0].inputs == result.proof.inputs == len(INPUT_KINDS)
+
+
+CHAOTIC = """
+<ir_version: 8, opset_import: ["" : 17]>
+chaotic (float[1, 3, 8, 8] x) => (float[1, 4, 8, 8] y, float[1, 4, 8, 8] z)
+<float[8, 3, 3, 3] w1, float[4, 8, 3, 3] w2, float large = {1e8}>
+{
+    c = Conv <pads = [1, 1, 1, 1]> (x, w1)
+    r = Relu (c)
+    y = Conv <pads = [1, 1, 1, 1]> (r, w2)
+    m = Mul (y, large)
+    z = Sin (m)
+}
+"""
+
+
+class Nudging(ReferenceEvaluator):
+    """A reference evaluator that reads every input one unit in the last place away."""
+
+    def run(self, names: Any, feed: Feed, **kwargs: Any) -> list[np.ndarray]:
+        return super().run(names, {name: np.nextafter(value, np.float32(9)) for name, value in feed.items()}, **kwargs)
+
+
+def test_output_that_depends_on_the_last_bit_does_not_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "ReferenceEvaluator", Nudging)
+    row = twice(build(CHAOTIC), tmp_path).runtimes[1]
+    assert (row.runtimes[1], row.status, row.output) == (REFERENCE, ALIKE, "z")
 
 
 @pytest.mark.parametrize("name", ["like", "dropout"])

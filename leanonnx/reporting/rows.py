@@ -86,7 +86,7 @@ class RuntimesRow:
 
     Attributes:
         runtimes: the names of both.
-        status: passed; "as the original" (the two differ on the original as well, or compute other integers); not run.
+        status: passed; "as the original": the two differ, but not because of what was removed; not run.
         output: the output with the largest error; None if it was not run.
         max_relative_error, bound: that error, and its limit; None if it was not run.
         original_error: the same on the original; None where that was not needed.
