@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from onnx.reference import ReferenceEvaluator
@@ -142,7 +143,9 @@ def _run_candidate(sides: Sides, feeds: Sequence[Feed]) -> tuple[list[Feed], Row
     Raises:
         RunFailed: it runs on none.
     """
-    used, rows, failure = [], [], RunFailed("there are no inputs")
+    used: list[Feed] = []
+    rows: Rows = []
+    failure = RunFailed("there are no inputs")
     with open_side(sides.candidate, True, (), False, sides.libraries) as once:
         for feed in feeds:
             try:
@@ -218,7 +221,7 @@ class _Pair:
         noise = [NOISE_FACTOR * max(each[k] for each in nudged) for k in range(len(errors))]
         limits = [max(self.sides.bound, limit) for limit in noise]
         bounds = np.minimum(limits, WIDEST_BOUND)
-        worst = int(np.argmax(errors / bounds))
+        worst = int(np.argmax(np.divide(errors, bounds)))
         row = replace(row, output=self.outputs[worst], max_relative_error=errors[worst], bound=float(bounds[worst]))
         if errors[worst] <= bounds[worst]:
             return row
@@ -226,7 +229,7 @@ class _Pair:
 
     def _explained(
         self, feeds: Sequence[Feed], other: Runtime, errors: list[float], limits: list[float], worst: int
-    ) -> dict[str, object]:
+    ) -> dict[str, Any]:
         """Status and error of the original: a failure if it does not differ as much between the two runtimes."""
         try:
             own = _errors(self._run_plain(self.sides.original, feeds), other(self.sides.original, feeds))
