@@ -64,7 +64,8 @@ def count(args: argparse.Namespace) -> Row:
     """Compress every graph, and count what became of it."""
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    differences, alike = [], []
+    differences: list[Row] = []
+    alike: list[Row] = []
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         for k, (name, source) in enumerate(sources(args, folder)):
