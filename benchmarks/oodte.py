@@ -39,17 +39,10 @@ VERSIONS = "import importlib.metadata as m, json; print(json.dumps({n: m.version
 
 def judge_apart(original: Path, result: Path, plan: Path | None, data: Path | None, sizes: Row) -> Row:
     """What became of a model, by a process of its own."""
-    options: list[str | Path] = [*(["--plan", plan] if plan else []), *(["--inputs", data] if data else [])]
-    module: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "benchmarks.oodte_judge",
-        original,
-        result,
-        *options,
-        "--sizes",
-        json.dumps(sizes),
-    ]
+    module: list[str | Path] = [sys.executable, "-m", "benchmarks.oodte_judge", original, result]
+    module += ["--sizes", json.dumps(sizes)]
+    for name, path in (("--plan", plan), ("--inputs", data)):
+        module += [name, path] if path else []
     done = run(module, ROOT)
     row = done.report or {"status": "not run", "message": done.message[:200]}
     if row["status"] == "compared":

@@ -83,16 +83,15 @@ def count(args: argparse.Namespace) -> Row:
                     reasons[type(error).__name__] += 1
                     continue
                 counts["compared"] += 1
-                for row in result.runtimes:
-                    if row.status == NOT_RUN and row.runtimes[1] == REFERENCE:
+                for one in result.runtimes:
+                    if one.status == NOT_RUN and one.runtimes[1] == REFERENCE:
                         counts["not_run_by_the_reference"] += 1
-                        reasons[" ".join(row.reason.split()[:9])] += 1
-                    elif row.status == ALIKE:
-                        alike.append({"graph": name, "keep_set": number, "runtimes": row.runtimes})
+                        reasons[" ".join(one.reason.split()[:9])] += 1
+                    elif one.status == ALIKE:
+                        alike.append({"graph": name, "keep_set": number, "runtimes": one.runtimes})
             if not (k + 1) % BETWEEN_MESSAGES:
                 progress(f"{k + 1} graphs: {dict(counts)}, {len(differences)} differences")
-    row: Row = {**counts, "reasons": dict(reasons.most_common()), "as_the_original": alike, "differences": differences}
-    return row
+    return {**counts, "reasons": dict(reasons.most_common()), "as_the_original": alike, "differences": differences}
 
 
 def main(argv: list[str] | None = None) -> int:

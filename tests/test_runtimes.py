@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from onnx.reference import ReferenceEvaluator
 
 import leanonnx
+from benchmarks.oracle import count
 from leanonnx.commands.compress.pipeline import CompressResult, compress_file
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.formats import Source, load_proto
@@ -187,3 +189,12 @@ def test_report_and_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_python_keyword(tmp_path: Path) -> None:
     small = leanonnx.compress(build(CNN), keep=0.5, prove_twice=True, **ANY)
     assert [row.status for row in small.report.runtimes or ()] == [PASSED, PASSED]
+
+
+def test_differences_over_graphs_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(build(CNN), tmp_path / "cnn.onnx")
+    asked = Namespace(folder=tmp_path, start=0, keep_sets=2)
+    row = count(asked)
+    assert (row["graphs"], row["keep_sets"], row["compared"], row["differences"]) == (1, 2, 2, [])
+    monkeypatch.setattr(runtimes, "ReferenceEvaluator", broken_evaluator(is_pruned))
+    assert [each["graph"] for each in count(asked)["differences"]] == ["cnn.onnx", "cnn.onnx"]
