@@ -35,6 +35,8 @@ METHODS = ("auto", "lean", "norm", "l1", "random")
 LOWEST, HIGHEST = 0.05, 0.95
 """Range of the budgets."""
 BETWEEN_MESSAGES = 100
+NO_EVIDENCE = "no output of the model can be compared", "the model draws random numbers"
+"""How refusals begin that say nothing of the result: the graph computes a constant, or noise."""
 
 
 def sources(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Path]]:
@@ -76,6 +78,11 @@ def count(args: argparse.Namespace) -> Row:
                 try:
                     result = compress_once(source, folder / "out.onnx", draw)
                 except ProofFailed as error:
+                    reason = next((text for text in NO_EVIDENCE if str(error).startswith(text)), "")
+                    if reason:
+                        counts["nothing_to_compare"] += 1
+                        reasons[reason] += 1
+                        continue
                     differences.append({"graph": name, "keep_set": number, "message": str(error)})
                     continue
                 except LeanOnnxError as error:
