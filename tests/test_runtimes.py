@@ -21,7 +21,7 @@ from leanonnx.graph.formats import Source, load_proto
 from leanonnx.inputs.random import INPUT_KINDS
 from leanonnx.proof import runtimes
 from leanonnx.proof.proof import PASSED
-from leanonnx.proof.runtimes import ALIKE, NOT_RUN, OPTIMISED, PLAIN, REFERENCE
+from leanonnx.proof.runtimes import ALIKE, NOT_RUN, OPTIMISED, UNOPTIMISED, REFERENCE
 from leanonnx.runtime.sessions import Feed, run
 from leanonnx.selection.metrics import Budget
 from tests.graphs import models
@@ -77,7 +77,7 @@ def broken_run(breaks: Callable[[Source], bool]) -> Callable[..., list[list[np.n
 def test_all_runtimes_agree(tmp_path: Path) -> None:
     result = twice(build(CNN), tmp_path)
     assert statuses(result) == {OPTIMISED: PASSED, REFERENCE: PASSED}
-    assert all(row.runtimes[0] == PLAIN and row.output == "y" and row.inputs for row in result.runtimes)
+    assert all(row.runtimes[0] == UNOPTIMISED and row.output == "y" and row.inputs for row in result.runtimes)
 
 
 def test_nothing_more_runs_unless_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_error_of_a_runtime(
 ) -> None:
     """On the result alone it is a refusal; on the original as well, a warning."""
     monkeypatch.setattr(runtimes, place, broken(is_pruned))
-    with pytest.raises(ProofFailed, match=f"output 'y' .* differs between {PLAIN} and {name} ") as error:
+    with pytest.raises(ProofFailed, match=f"output 'y' .* differs between {UNOPTIMISED} and {name} ") as error:
         twice(build(CNN), tmp_path)
     assert "agree on the original; nothing written" in str(error.value)
     assert not (tmp_path / "out.onnx").exists()
@@ -104,7 +104,7 @@ def test_error_of_a_runtime(
     result = twice(build(CNN), tmp_path)
     assert statuses(result)[name] == ALIKE
     assert next(row for row in result.runtimes if row.status == ALIKE).original_error == pytest.approx(WRONG - 1)
-    remark = f"output 'y' differs by 0.5 between {PLAIN} and {name}, and by 0.5 on the original"
+    remark = f"output 'y' differs by 0.5 between {UNOPTIMISED} and {name}, and by 0.5 on the original"
     assert any(text.startswith(remark) for text in result.warnings)
 
 
@@ -178,8 +178,8 @@ def test_report_and_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     words = ("compress", "in.onnx", "out.onnx", "--keep", 0.5, "--align", 1, "--prove-twice", "--report", "page.html")
     printed = " ".join(called(*words, cwd=tmp_path).stdout.split())
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert f"Its outputs are the same in {PLAIN}, {OPTIMISED}, " in page
-    assert f"Proof twice, passed: {REFERENCE} and {PLAIN} differ by" in printed
+    assert f"Its outputs are the same in {UNOPTIMISED}, {OPTIMISED}, " in page
+    assert f"Proof twice, passed: {REFERENCE} and {UNOPTIMISED} differ by" in printed
     monkeypatch.setattr(runtimes, "ReferenceEvaluator", broken_evaluator(is_pruned))
     done = called(*words, cwd=tmp_path)
     assert done.returncode == 1

@@ -36,7 +36,7 @@ from leanonnx.proof.sides import NOISE_FACTOR, NUDGE_TARGETS, WIDEST_BOUND, Side
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 
 OPTIMISED = "onnxruntime with all optimisations"
-PLAIN = "onnxruntime without optimisations"
+UNOPTIMISED = "onnxruntime without optimisations"
 REFERENCE = "the reference evaluator of ONNX"
 ALIKE = "as the original"
 NOT_RUN = "not run"
@@ -125,7 +125,7 @@ def compare_runtimes(
         if draws.reason:
             reason = f"the model draws random numbers that cannot be made equal ({draws.reason})"
             return tuple(
-                RuntimeComparison(runtimes=(PLAIN, other), status=NOT_RUN, reason=reason)
+                RuntimeComparison(runtimes=(UNOPTIMISED, other), status=NOT_RUN, reason=reason)
                 for other in (OPTIMISED, REFERENCE)
             )
         drawn = [draws.add_draws(convert_feed(feed, replaced)) for feed in feeds]
@@ -159,7 +159,7 @@ def _run_candidate(sides: Sides, feeds: Sequence[Feed]) -> tuple[list[Feed], Row
 
 
 def _against_reference(pair: _Pair, macs: int) -> RuntimeComparison:
-    skipped = RuntimeComparison(runtimes=(PLAIN, REFERENCE), status=NOT_RUN)
+    skipped = RuntimeComparison(runtimes=(UNOPTIMISED, REFERENCE), status=NOT_RUN)
     if macs > MAX_REFERENCE_MACS:
         return replace(skipped, reason=f"{count_text(macs, 'multiply-add')}, and it is run up to {MAX_REFERENCE_MACS}")
     try:
@@ -208,7 +208,7 @@ class _Pair:
         errors = _errors(plain, other(self.sides.candidate, cut))
         worst = int(np.argmax(errors))
         row = RuntimeComparison(
-            runtimes=(PLAIN, name),
+            runtimes=(UNOPTIMISED, name),
             status=PASSED,
             output=self.outputs[worst],
             max_relative_error=errors[worst],
@@ -225,9 +225,9 @@ class _Pair:
         row = replace(row, output=self.outputs[worst], max_relative_error=errors[worst], bound=float(bounds[worst]))
         if errors[worst] <= bounds[worst]:
             return row
-        return replace(row, **self._explained(feeds, other, errors, limits, worst))
+        return replace(row, **self._ask_original(feeds, other, errors, limits, worst))
 
-    def _explained(
+    def _ask_original(
         self, feeds: Sequence[Feed], other: Runtime, errors: list[float], limits: list[float], worst: int
     ) -> dict[str, Any]:
         """Status and error of the original: a failure if it does not differ as much between the two runtimes."""
