@@ -21,7 +21,7 @@ from leanonnx.graph.formats import Source, load_proto
 from leanonnx.inputs.random import INPUT_KINDS
 from leanonnx.proof import runtimes
 from leanonnx.proof.proof import PASSED
-from leanonnx.proof.runtimes import ALIKE, NOT_RUN, OPTIMISED, UNOPTIMISED, REFERENCE
+from leanonnx.proof.runtimes import ALIKE, NOT_RUN, OPTIMISED, REFERENCE, UNOPTIMISED
 from leanonnx.runtime.sessions import Feed, run
 from leanonnx.selection.metrics import Budget
 from tests.graphs import models

@@ -75,7 +75,7 @@ class RuntimeComparison:
     reason: str = ""
 
     @property
-    def has_failed(self) -> bool:
+    def is_wrong(self) -> bool:
         """True if the two differ, and nothing but the result explains it."""
         return self.status == FAILED
 
@@ -217,7 +217,7 @@ class _Pair:
         )
         if errors[worst] <= self.sides.bound:
             return row
-        nudged = [_errors(plain, self._run_plain(self.sides.candidate, _nudged(cut, to))) for to in NUDGE_TARGETS]
+        nudged = [_errors(plain, self._run_plain(self.sides.candidate, _nudge_all(cut, to))) for to in NUDGE_TARGETS]
         noise = [NOISE_FACTOR * max(each[k] for each in nudged) for k in range(len(errors))]
         limits = [max(self.sides.bound, limit) for limit in noise]
         bounds = np.minimum(limits, WIDEST_BOUND)
@@ -249,7 +249,7 @@ class _Pair:
         return run(source, feeds, optimise=True, libraries=self.sides.libraries)
 
 
-def _nudged(feeds: Sequence[Feed], to: float) -> list[Feed]:
+def _nudge_all(feeds: Sequence[Feed], to: float) -> list[Feed]:
     return [nudge_floats(feed, to) for feed in feeds]
 
 

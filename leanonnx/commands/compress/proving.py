@@ -164,7 +164,7 @@ def prove_twice(candidate: Candidate) -> Candidate | ProofFailed:
             )
         except RunFailed as error:
             return ProofFailed(f"the compressed model is not valid ({error}); nothing written")
-    failed = next((row for row in rows if row.has_failed), None)
+    failed = next((row for row in rows if row.is_wrong), None)
     if failed is not None:
         first, second = failed.runtimes
         return ProofFailed(
