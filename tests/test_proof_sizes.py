@@ -11,9 +11,10 @@ import pytest
 from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.commands.compress.report import compression_report
 from leanonnx.graph.model import Model, load
-from leanonnx.inputs.random import random_inputs, sized_inputs
+from leanonnx.inputs.random import class_number_inputs, further_inputs, nudge_floats, random_inputs, sized_inputs
 from leanonnx.proof.proof import Proof, compare_with_reference
-from leanonnx.runtime.sessions import Feed, RunFailed
+from leanonnx.runtime.observation import observe
+from leanonnx.runtime.sessions import Feed, RunFailed, run
 from leanonnx.selection.metrics import Budget
 from tests.helpers import CNN, Options, build, called, saved
 
@@ -95,3 +96,31 @@ def test_sizes_are_reported(tmp_path: Path) -> None:
     assert "on 5 inputs at 3 sizes" in done.stdout
     alone = called("compress", saved(build(CNN), tmp_path / "one.onnx"), tmp_path / "out.onnx", "--keep", 0.5)
     assert "on 3 inputs\n" in alone.stdout
+
+
+SCALARS = """
+<ir_version: 8, opset_import: ["" : 17]>
+scalars (float[1, 3, 4, 4] x, float gain, float16 half, uint8 level, int64 class) => (float[1, 2, 4, 4] y)
+<float[2, 3, 1, 1] w>
+{
+    a = Conv (x, w)
+    b = Mul (a, gain)
+    c = Cast <to = 1> (half)
+    d = Mul (b, c)
+    e = Cast <to = 1> (level)
+    f = Add (d, e)
+    g = Cast <to = 1> (class)
+    y = Add (f, g)
+}
+"""
+
+
+def test_scalar_inputs_stay_arrays(tmp_path: Path) -> None:
+    """onnxruntime refuses the scalars of numpy that arithmetic makes of arrays without axes."""
+    model = load(saved(build(SCALARS), tmp_path / "in.onnx"))
+    shapes = observe(model, {}).shapes
+    feeds = [*random_inputs(model, shapes), *class_number_inputs(model, shapes)]
+    feeds += [feed for _, feed in further_inputs(model, shapes)]
+    feeds += [nudge_floats(feed) for feed in feeds]
+    assert {type(value) for feed in feeds for value in feed.values()} == {np.ndarray}
+    assert len(run(model.path, feeds)) == len(feeds)

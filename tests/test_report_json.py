@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[tuple[object, ...], int, type]] = {
     "compress": ((*NETWORK, "--keep", 0.5, "--calib", "x.npz"), 0, CompressionReport),
     "compress_data_free": ((*NETWORK, "--keep", 0.5, "--recover", "auto"), 0, CompressionReport),
     "compress_exact": (("compress", "m.onnx", "o.onnx", "--exact"), 0, CompressionReport),
+    "compress_twice": ((*NETWORK, "--keep", 0.5, "--prove-twice"), 0, CompressionReport),
     "compress_tolerance": (
         (*NETWORK, "--max-deviation", 9, "--min-agreement", 0.1, "--calib", "x.npz"),
         0,

@@ -157,6 +157,7 @@ def sweep(
     unshare: bool = False,
     int8: bool = False,
     best_effort: bool = False,
+    prove_twice: bool = False,
     measure: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
@@ -181,7 +182,7 @@ def sweep(
         min_agreement, max_deviation, min_psnr, score, max_drop: tolerances, as in ``compress``; each point tells if it
             meets them, and the report names the one that has least of ``minimise`` (None: of what is budgeted).
         minimise: as in ``compress``.
-        provider, threads, library, freeze, unshare, int8, best_effort, seed: as in ``compress``.
+        provider, threads, library, freeze, unshare, int8, best_effort, prove_twice, seed: as in ``compress``.
         measure: True times each point (``latency`` always does).
         progress: called with each stage; None: log, or bar in a notebook.
 

@@ -99,6 +99,7 @@ def compress(
     unshare: bool = False,
     int8: bool = False,
     best_effort: bool = False,
+    prove_twice: bool = False,
     measure: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
@@ -110,8 +111,7 @@ def compress(
     (True, True)
 
     Args:
-        model: its path, or the model itself.
-        out, plan_out, plan_weights, report: files for the result, its plan, changed weights and a page; None: no file.
+        model, out, plan_out, plan_weights, report: its path, or itself; files for result, plan, weights and a page.
         keep, macs, params, latency, bytes, plan, exact: the target; pass exactly one: a fraction of the original (for
             ``bytes`` also a size such as "5MB"), a plan, or True for a lossless reduction; or none with a tolerance.
         min_agreement, max_deviation, min_psnr: tolerances, which held-out samples of ``calib`` have to show.
@@ -126,7 +126,7 @@ def compress(
         align, target, targets: width multiple; the hardware that sets it; a file that ``calibrate_device`` stored.
         provider, threads, measure: where the result is to run; True times it (``latency`` always does).
         rules, library, progress: rules of your own; libraries of custom operators; called with stage, share done, item.
-        int8: True computes in 8-bit integers where that is faster and near enough by ``calib``; it needs no target.
+        int8, prove_twice: compute in 8-bit integers where ``calib`` shows that to be better; compare further runtimes.
         freeze, unshare, best_effort: make inputs that are weights constants; copy shared ones; return bad results.
 
     Raises:

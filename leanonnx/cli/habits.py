@@ -26,7 +26,7 @@ PANELS = {
     "Training": "strategy train hold epochs patience lr finetune.batch augment amp checkpoint resume",
     "Measurements of physics": "operator adjoint mask measurement loss_share pairing",
     "Where it runs": "provider threads batch library cuda_graph tf32 skip_missing_provider shape seed seconds"
-    " no_measure",
+    " no_measure prove_twice",
     "Files and output": "quiet verbose plan_out plan_weights report_out keep_steps out save_models restart"
     " junit github jobs dask",
 }

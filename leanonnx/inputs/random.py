@@ -41,7 +41,9 @@ def class_number_inputs(model: Model, shapes: Shapes, seed: int = 0) -> list[Fee
     rng = np.random.default_rng(seed)
     feed = random_feed(model, named, seed)
     names = [name for name, value in feed.items() if is_index_array(value)]
-    more = {name: rng.integers(0, MAX_CLASS_NUMBER, feed[name].shape).astype(feed[name].dtype) for name in names}
+    more = {
+        name: np.asarray(rng.integers(0, MAX_CLASS_NUMBER, feed[name].shape)).astype(feed[name].dtype) for name in names
+    }
     return [feed | more] if more else []
 
 
@@ -107,12 +109,12 @@ def further_inputs(model: Model, shapes: Shapes, seed: int = 0) -> Iterator[tupl
         for signed in (factor, -factor):
             yield f"normal times {factor:g}", {name: _scale_values(value, signed) for name, value in feed.items()}
     feed = random_feed(model, named, seed, INPUT_KINDS[0])
-    yield "binary", {name: (rng.random(v.shape) < BINARY_PROBABILITY).astype(v.dtype) for name, v in feed.items()}
+    yield "binary", {name: np.asarray(rng.random(v.shape) < BINARY_PROBABILITY, v.dtype) for name, v in feed.items()}
     feed = random_feed(model, named, seed, INPUT_KINDS[2])
     yield (
         "smooth bytes",
         {
-            name: (np.abs(_smooth(value.shape, rng)) * 100).astype(value.dtype) if is_float(value) else smooth(value)
+            name: np.asarray(np.abs(_smooth(value.shape, rng)) * 100, value.dtype) if is_float(value) else smooth(value)
             for name, value in feed.items()
         },
     )
@@ -142,14 +144,14 @@ def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
         for axis, size in enumerate(shape):
             if size >= FIELD_SQUARE:
                 cells = np.take(np.repeat(cells, side, axis), np.arange(size), axis)
-        total = total + cells
+        total = np.asarray(total + cells)
     return total
 
 
 def nudge_floats(feed: Feed, to: float = np.inf) -> Feed:
     """Return the inputs with floats moved by one unit in the last place towards ``to``."""
     return {
-        name: np.nextafter(value, np.asarray(to, value.dtype)) if value.dtype.kind == "f" else value
+        name: np.asarray(np.nextafter(value, np.asarray(to, value.dtype))) if value.dtype.kind == "f" else value
         for name, value in feed.items()
     }
 

@@ -86,7 +86,16 @@ def _lead(report: CompressionReport, source: str, output: str) -> tuple[str, ...
         _accuracy(report),
         f"The removal is proven: {when}its outputs equalled those of {reference} within "
         f"{proof.max_relative_error:.1e} on {count_text(proof.inputs, 'input')}.",
+        *_agreement(report),
     )
+
+
+def _agreement(report: CompressionReport) -> tuple[str, ...]:
+    """A sentence on the runtimes in which the result is the same, if several were asked."""
+    same = [row.runtimes for row in report.runtimes or () if row.status == "passed"]
+    if not same:
+        return ()
+    return (f"Its outputs are the same in {', '.join(dict.fromkeys(name for names in same for name in names))}.",)
 
 
 def _accuracy(report: CompressionReport) -> str:

@@ -13,6 +13,7 @@ from leanonnx.formatting import json_value
 from leanonnx.graph.nodes import name_of, node_title
 from leanonnx.numeric.channel_ids import ChannelIds, Mask
 from leanonnx.proof.proof import Proof
+from leanonnx.proof.runtimes import RuntimeComparison
 from leanonnx.reporting.rows import (
     BeforeAfter,
     ComparisonRow,
@@ -27,6 +28,7 @@ from leanonnx.reporting.rows import (
     PinRow,
     ProductRow,
     ProofRow,
+    RuntimesRow,
     WorstChannel,
 )
 from leanonnx.runtime.providers import Setting
@@ -106,6 +108,21 @@ def proof_row(proof: Proof) -> ProofRow:
         inputs=proof.inputs,
         sizes=proof.sizes,
         outputs=proof.outputs,
+    )
+
+
+def runtimes_row(row: RuntimeComparison) -> RuntimesRow:
+    """The comparison of a model between two runtimes."""
+    ran = not row.reason
+    return RuntimesRow(
+        runtimes=row.runtimes,
+        status=row.status,
+        output=row.output if ran else None,
+        max_relative_error=json_value(row.max_relative_error) if ran else None,
+        bound=row.bound if ran else None,
+        original_error=None if row.original_error is None else json_value(row.original_error),
+        inputs=row.inputs,
+        reason=row.reason or None,
     )
 
 

@@ -20,6 +20,7 @@ from leanonnx.reporting.rows import (
     ProductRow,
     ProofRow,
     RemovedBranch,
+    RuntimesRow,
     TieRow,
 )
 
@@ -231,6 +232,7 @@ class CompressionReport:
         lossless: None but after ``--exact``.
         inputs: sizes of the graph inputs.
         seconds: by stage.
+        runtimes: the result in further runtimes; None if that was not asked for.
     """
 
     schema: int = REPORT_SCHEMA
@@ -258,6 +260,7 @@ class CompressionReport:
     seconds: Mapping[str, float]
     warnings: tuple[str, ...]
     hints: tuple[str, ...]
+    runtimes: Annotated[tuple[RuntimesRow, ...] | None, OPTIONAL] = None
 
     @property
     def deviation(self) -> FidelityRow | None:

@@ -80,6 +80,30 @@ class ProofRow:
     outputs: Mapping[str, float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class RuntimesRow:
+    """The written model in two runtimes; see ``leanonnx.proof.runtimes.RuntimeComparison``.
+
+    Attributes:
+        runtimes: the names of both.
+        status: passed; "as the original": the two differ, but not because of what was removed; not run.
+        output: the output with the largest error; None if it was not run.
+        max_relative_error, bound: that error, and its limit; None if it was not run.
+        original_error: the same on the original; None where that was not needed.
+        inputs: number of inputs.
+        reason: why it was not run; None if it was.
+    """
+
+    runtimes: tuple[str, str]
+    status: str
+    output: str | None
+    max_relative_error: float | None
+    bound: float | None
+    original_error: float | None
+    inputs: int
+    reason: str | None
+
+
 IntervalRow = tuple[float | None, float | None]
 """Ends of an interval; None where one is infinite."""
 

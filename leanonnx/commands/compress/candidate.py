@@ -19,6 +19,7 @@ from leanonnx.evaluation.tolerances import ToleranceCurve
 from leanonnx.graph.tidy import TidyResult
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.proof import Proof
+from leanonnx.proof.runtimes import RuntimeComparison
 from leanonnx.quantization.result import Quantisation
 from leanonnx.recovery.data_free_draft import DataFreeRecovery
 from leanonnx.recovery.draft import Recovery
@@ -166,6 +167,7 @@ class Candidate:
         curve: what was seen on the way to the tolerances; None without any.
         quantisation: how it was put into integers, or why not; None if that was not asked for.
         trial: its timing, or why there is none; None before it was timed.
+        runtimes: its comparisons between runtimes, if these were asked for.
         warnings: what stages declined or want to be known.
     """
 
@@ -179,6 +181,7 @@ class Candidate:
     curve: ToleranceCurve | None = None
     quantisation: Quantisation | None = None
     trial: Trial | None = None
+    runtimes: tuple[RuntimeComparison, ...] = ()
     warnings: tuple[Caution, ...] = ()
 
     @property

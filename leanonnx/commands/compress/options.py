@@ -239,6 +239,9 @@ class CompressOptions:
     best_effort: Annotated[
         bool, Described("Write the closest result even if it misses the budget or is not faster.", recorded=True)
     ] = False
+    prove_twice: Annotated[
+        bool, Described("Run the result without onnxruntime's optimisations and, if small, in ONNX's evaluator too.")
+    ] = False
     measure: bool = False
     seed: Annotated[int, Described("Seed of random inputs and of `method=random`.", least=0, recorded=True)] = 0
     plan: Plan | None = None

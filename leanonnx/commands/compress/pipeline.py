@@ -20,7 +20,7 @@ from leanonnx.commands.compress.judges import open_samples
 from leanonnx.commands.compress.judging import headline_text, judge_result
 from leanonnx.commands.compress.notes import hints, result_warnings
 from leanonnx.commands.compress.options import CompressOptions
-from leanonnx.commands.compress.proving import prove_equal
+from leanonnx.commands.compress.proving import prove_equal, prove_twice
 from leanonnx.commands.compress.pruning import UNPROVEN_TIDYING, BudgetRemoval, prune_channels, tidy_graph
 from leanonnx.commands.compress.quantising import check_int8, quantise
 from leanonnx.commands.compress.refitting import check_weights_wanted, recover_weights, stored_weights, weights_files
@@ -39,6 +39,7 @@ from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.numeric.products import computed_by
 from leanonnx.proof.proof import Proof
+from leanonnx.proof.runtimes import RuntimeComparison
 from leanonnx.quantization.result import Quantisation
 from leanonnx.ranking.weighting import check_finite
 from leanonnx.recovery.data_free_draft import DataFreeRecovery
@@ -76,7 +77,7 @@ def stages(options: CompressOptions) -> tuple[Stage, ...]:
         )
     if options.int8:
         making_and_recovery = (*making_and_recovery, quantise)
-    return (*making_and_recovery, judge_result, confirm_size, time_candidate)
+    return (*making_and_recovery, judge_result, confirm_size, prove_twice, time_candidate)
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class CompressResult:
         folded: weights that the file computes from constants and the result stores.
         restored: file that weights were taken from, as a plan recorded.
         images: the format of photographs in the data.
+        runtimes: comparisons of the result between runtimes, if these were asked for.
     """
 
     dag: ChannelDag
@@ -132,6 +134,7 @@ class CompressResult:
     replaced: Trial | None = None
     quantisation: Quantisation | None = None
     images: ImageFormat = DEFAULT_IMAGE_FORMAT
+    runtimes: tuple[RuntimeComparison, ...] = ()
 
     @property
     def deviation(self) -> Fidelity | None:
@@ -288,6 +291,7 @@ def _result(candidate: Candidate, plan: Plan) -> CompressResult:
         replaced=candidate.trial.instead_of,
         quantisation=candidate.quantisation,
         images=job.options.images,
+        runtimes=candidate.runtimes,
     )
 
 

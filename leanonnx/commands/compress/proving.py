@@ -15,6 +15,7 @@ from leanonnx.analysis.branches import Branch
 from leanonnx.analysis.constant_channels import constant_channels
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.commands.compress.candidate import Candidate
+from leanonnx.commands.compress.cautions import Caution
 from leanonnx.data.samples import Dataset
 from leanonnx.errors import ModelError, ProofFailed
 from leanonnx.graph.model import Model, check_model
@@ -23,7 +24,8 @@ from leanonnx.inputs.random import INPUT_KINDS, class_number_inputs, random_inpu
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.compare import ComparedChannels
 from leanonnx.proof.proof import RANDOM, VACUOUS, Proof, compare_with_reference
-from leanonnx.runtime.sessions import RunFailed
+from leanonnx.proof.runtimes import ALIKE, RuntimeComparison, compare_runtimes
+from leanonnx.runtime.sessions import Feed, RunFailed
 from leanonnx.spelling import option
 from leanonnx.surgery.operate import apply_patch
 from leanonnx.surgery.patch import masking_patch
@@ -121,6 +123,15 @@ def _compare(
     channels: ComparedChannels,
 ) -> Proof:
     """Compare a model file with a reference on inputs of a network."""
+    with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
+        written = Path(folder) / "reference.onnx"
+        write_model(reference(), written, external=True)
+        feeds = _proof_inputs(dag, seed, data)
+        return compare_with_reference(dag.model, written, candidate, feeds, dag.observation.replaced_formats, channels)
+
+
+def _proof_inputs(dag: ChannelDag, seed: int, data: Dataset | None) -> list[Feed]:
+    """Random inputs of a network, those at further sizes, and the first real ones."""
     model = dag.model
     feeds = random_inputs(model, dag.shapes, seed)
     more = [
@@ -129,12 +140,53 @@ def _compare(
     ]
     if data is not None:
         more += data.subsample(PROOF_SAMPLES * (data.fixed_batch or 1)).feeds()
-    with tempfile.TemporaryDirectory(prefix="leanonnx-") as folder:
-        written = Path(folder) / "reference.onnx"
-        write_model(reference(), written, external=True)
-        return compare_with_reference(
-            model, written, candidate, [*feeds, *more], dag.observation.replaced_formats, channels
+    return [*feeds, *more]
+
+
+def prove_twice(candidate: Candidate) -> Candidate | ProofFailed:
+    """Run the file as it will be written in further runtimes, if that was asked for.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    job, removal = candidate.job, candidate.removal
+    if not job.options.prove_twice:
+        return candidate
+    with job.clock.stage("prove"):
+        feeds = _proof_inputs(job.dag, job.options.seed, job.data)
+        try:
+            rows = compare_runtimes(
+                job.dag.model,
+                candidate.path,
+                feeds,
+                removal.selection.before.macs,
+                job.dag.observation.replaced_formats,
+                compared_channels(removal.dag, candidate.alive),
+            )
+        except RunFailed as error:
+            return ProofFailed(f"the compressed model is not valid ({error}); nothing written")
+    failed = next((row for row in rows if row.is_wrong), None)
+    if failed is not None:
+        first, second = failed.runtimes
+        return ProofFailed(
+            f"output '{failed.output}' of the compressed model differs between {first} and {second} (relative error "
+            f"{failed.max_relative_error:.2g}, bound {failed.bound:.2g}), which agree on the original; nothing "
+            "written; the proof itself holds: report the model to the runtime that is wrong, or leave out "
+            f"{option('prove_twice', True)}"
         )
+    remarks = [_remark(row) for row in rows if row.status == ALIKE]
+    return replace(
+        candidate, runtimes=rows, warnings=(*candidate.warnings, *(Caution("unsure", text) for text in remarks))
+    )
+
+
+def _remark(row: RuntimeComparison) -> str:
+    """A warning that two runtimes differ by themselves."""
+    first, second = row.runtimes
+    return (
+        f"output '{row.output}' differs by {row.max_relative_error:.2g} between {first} and {second}, and by "
+        f"{row.original_error or 0:.2g} on the original: these runtimes compute it differently, whatever is removed"
+    )
 
 
 def compared_channels(dag: ChannelDag, alive: Mask | None) -> ComparedChannels:

@@ -23,6 +23,7 @@ from leanonnx.reporting.builders import (
     pin_rows,
     product_rows,
     proof_row,
+    runtimes_row,
     uncounted_nodes,
 )
 from leanonnx.reporting.costs import cost_changes, cost_counts
@@ -72,6 +73,7 @@ def compression_report(result: CompressResult) -> CompressionReport:
         seconds=dict(result.seconds),
         warnings=tuple(result.warnings),
         hints=tuple(result.hints),
+        runtimes=tuple(map(runtimes_row, result.runtimes)) or None,
     )
 
 

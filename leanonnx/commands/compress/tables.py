@@ -12,7 +12,7 @@ from leanonnx.evaluation.tolerances import READING_TEXTS
 from leanonnx.formatting import count_text, percent_text
 from leanonnx.reporting.remarks import interval_text, metric_text, reading_cell, remarks, sample_text, tolerance_text
 from leanonnx.reporting.reports import CompressionReport, QuantisationRow, RecoveryRow, ToleranceRow
-from leanonnx.reporting.rows import FidelityRow, LatencyRow, OutputDeviation
+from leanonnx.reporting.rows import FidelityRow, LatencyRow, OutputDeviation, RuntimesRow
 from leanonnx.reporting.summary import SummaryContext, summarise
 from leanonnx.reporting.tables import (
     headline_lines,
@@ -47,6 +47,7 @@ def compression_tables(report: CompressionReport, context: SummaryContext, verbo
         *(Text(f"Hint: {text}") for text in report.hints),
         *(Text(line) for line in remarks(report)),
         _proof_text(report),
+        *map(_runtimes_text, report.runtimes or ()),
         _latency_text(report.latency),
         *([] if verbose else [Text(_more_text(report), style="dim")]),
         Text(""),
@@ -93,6 +94,14 @@ def _proof_text(report: CompressionReport) -> Text:
         f"(bound {proof.bound:.0e}) on {proof.inputs} inputs{at_sizes}",
         style="green" if proof.status == "passed" else "red",
     )
+
+
+def _runtimes_text(row: RuntimesRow) -> Text:
+    first, second = row.runtimes
+    if row.max_relative_error is None:
+        return Text(f"Not compared with {second}: {row.reason}")
+    text = f"{second} and {first} differ by {row.max_relative_error:.1e} (bound {row.bound:.0e})"
+    return Text(f"Proof twice, {row.status}: {text} on {count_text(row.inputs, 'input')}")
 
 
 def _deviation_parts(row: RecoveryRow | None) -> list[RenderableType]:
