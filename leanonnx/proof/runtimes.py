@@ -26,7 +26,7 @@ from leanonnx.graph.formats import (
     load_proto,
     number_format,
 )
-from leanonnx.graph.model import Model, first_line, raise_if_out_of_memory
+from leanonnx.graph.model import Model, first_line, raise_if_machine_failed
 from leanonnx.inputs.random import nudge_floats
 from leanonnx.numeric.arrays import Array
 from leanonnx.proof.compare import ComparedChannels, output_floors, relative_error
@@ -181,7 +181,7 @@ def _evaluate(source: Source, feeds: Sequence[Feed]) -> Rows:
     except NotImplementedError as error:
         raise NotRun(f"it lacks an operator: {first_line(error)}") from error
     except Exception as error:  # its operators raise what numpy raises
-        raise_if_out_of_memory(error)
+        raise_if_machine_failed(error)
         raise NotRun(f"it cannot run this model: {first_line(error)}") from error
 
 
