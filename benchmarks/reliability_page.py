@@ -1,4 +1,4 @@
-"""Tables of ``docs/reliability.md`` from the results: faults on purpose, fuzzing, branches, mutants."""
+"""Tables of ``docs/reliability.md`` from the results."""
 
 from __future__ import annotations
 
@@ -86,6 +86,73 @@ def mutants() -> str:
     return f"{text}\n\n{table(['survivor', 'as changed', 'why nothing changes'], lines)}" if lines else text
 
 
+def second_oracle() -> str:
+    """Graphs and keep sets that were compared in further runtimes."""
+    data = load("oracle")
+    names = {"random": "random graphs", "files": "graphs of another generator"}
+    lines = []
+    for key, name in names.items():
+        row = data.get(key)
+        if row is not None:
+            columns = ("graphs", "keep_sets", "compared", "refused", "nothing_to_compare", "not_run_by_the_reference")
+            lines.append([name, *(str(row.get(column, 0)) for column in columns), str(len(row["differences"]))])
+    head = ["", "graphs", "keep sets", "compared", "refused", "nothing to compare", "reference could not run"]
+    return table([*head, "differences"], lines)
+
+
+def protocol() -> str:
+    """The protocol of OODTE over real models, and the models that leanonnx refused or that changed."""
+    data = load("oodte")
+    names = {"exact": "leanonnx, `--exact`", "keep": f"leanonnx, `--keep {data['keep']}`, against the masked original"}
+    peers = data.get("peers", {})
+    lines = []
+    for way, row in data["totals"].items():
+        name = names.get(way, f"{way} {peers.get(way, '')}".strip())
+        columns = ("models", "same", "changed", "invalid", "crashed", "refused", "classifiers")
+        lines.append(
+            [name, *(str(row.get(column, 0)) for column in columns), str(row["classifiers_with_another_top1"])]
+        )
+    head = ["", "models", "same outputs", "changed", "invalid", "crashed", "refused", "classifiers", "another top-1"]
+    dead = [row["model"] for row in data["rows"] if not row["runs"]]
+    text = f"{table(head, lines)}\n\n{len(data['rows'])} models"
+    text += f"; {', '.join(dead)} do not run in onnxruntime as they are and are left out" if dead else ""
+    other = [
+        f"{row['model']} ({names[way].rpartition(', against')[0] or names[way]}): {row[way]['status']}"
+        + (f", {row[way]['message']}" if row[way].get("message") else "")
+        for row in data["rows"]
+        for way in names
+        if row["runs"] and row[way]["status"] != "same"
+    ]
+    return text + (".\n\n" + "\n".join(f"- {each}" for each in other) if other else ".")
+
+
+def versions() -> str:
+    """The smoke tests and the operator sets by versions of the packages."""
+    lines = []
+    for name, row in load("versions")["rows"].items():
+        packages = ", ".join(f"{package} {number}" for package, number in row["packages"].items())
+        smoke, sets = row["smoke"], row["opsets"]
+        runs = f"{min(sets['proven'])} to {max(sets['proven'])}" if sets["proven"] else "none"
+        passed = f"{smoke.get('passed', 0)} passed, {smoke.get('failed', 0)} failed"
+        lines.append([name, f"{row['python']}: {packages}", passed, runs, str(len(sets["failed"]))])
+    return table(["packages", "Python and versions", "smoke tests", "operator sets proven", "not proven"], lines)
+
+
+def determinism() -> str:
+    """Files with other bytes, by what was varied."""
+    data = load("determinism")
+    lines = []
+    for row in data["rows"]:
+        told = [
+            f"{name}: {', '.join(each['files'])}"
+            + (f" (weights by up to {number:.0e})" if (number := each["largest_relative_difference"]) else "")
+            for name, each in row["different"].items()
+        ]
+        lines.append([f"{row['model']}, {row['job']}", str(row["variations"]), "; ".join(told) or "none"])
+    varied = ", ".join(data["variations"])
+    return f"{table(['', 'variations', 'files with other bytes'], lines)}\n\nVariations: {varied}."
+
+
 NUMBERS: dict[str, Callable[[], str]] = {
     f"reliability_{name}": make
     for name, make in (
@@ -93,5 +160,9 @@ NUMBERS: dict[str, Callable[[], str]] = {
         ("fuzzing", fuzzing),
         ("branches", branch_coverage),
         ("mutants", mutants),
+        ("oracle", second_oracle),
+        ("protocol", protocol),
+        ("versions", versions),
+        ("determinism", determinism),
     )
 }
