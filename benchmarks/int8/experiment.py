@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ TARGETS = {VNNI: "cpu-arm", WITHOUT: "cpu-avx2"}
 """A target of each kind of processor, for which a network is made where this machine is of the other kind."""
 PLAIN = (sys.executable, ROOT / "benchmarks" / "plain.py")
 QUANTISERS = ROOT / "benchmarks" / "int8" / "quantisers.py"
+FOLDER_OF_MODEL = re.compile(r"/\S*/(?=[^/\s]+\.onnx)")
 VERSION = "from importlib.metadata import version; print(version('nncf'))"
 
 
@@ -241,8 +243,10 @@ def known(cell: Cell) -> Row | None:
 
 
 def enter(row: Row) -> None:
-    """Save a row in place of one of the same cell."""
+    """Save a row in place of one of the same cell; its message without the folders of models."""
     data = results()
+    if "message" in row:
+        row = row | {"message": FOLDER_OF_MODEL.sub("", row["message"])}
     rows = [each for each in data["rows"] if any(each[key] != row[key] for key in KEY)]
     progress(json.dumps(row))
     save(NAME, data | {"environment": environment(), "host": host_kind(), "rows": [*rows, row]})
