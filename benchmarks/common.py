@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs"
 PACKAGES = ("leanonnx", "onnx", "onnxruntime", "numpy")
 COMMAND = Path(sys.executable).with_name("leanonnx")
+FOLDER_OF_MODEL = re.compile(r"/\S*/(?=[^/\s]+\.onnx)")
 Row = dict[str, Any]
 
 
@@ -63,6 +65,11 @@ def run(arguments: Sequence[str | Path], folder: Path | None = None) -> Finished
     scale = 1 if sys.platform == "darwin" else 1024
     cpu = usage.ru_utime + usage.ru_stime
     return Finished(child.returncode, texts[0], texts[1], seconds, cpu, usage.ru_maxrss * scale)
+
+
+def without_folders(message: str) -> str:
+    """A message, models named without the folders that they are in."""
+    return FOLDER_OF_MODEL.sub("", message)
 
 
 def _text(file: Any) -> str:

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import ROOT, Row, compress, environment, progress, run, save
+from benchmarks.common import ROOT, Row, compress, environment, progress, run, save, without_folders
 
 COLLECTION = ROOT.parent / "shared" / "zoo"
 TOLERANCE = 1e-4
@@ -44,7 +44,7 @@ def judge_apart(original: Path, result: Path, plan: Path | None, data: Path | No
     for name, path in (("--plan", plan), ("--inputs", data)):
         module += [name, path] if path else []
     done = run(module, ROOT)
-    row = done.report or {"status": "not run", "message": done.message[:200]}
+    row = done.report or {"status": "not run", "message": without_folders(done.message)[:200]}
     if row["status"] == "compared":
         noise = max(TOLERANCE, OWN_FACTOR * row["own"])
         worst = row["difference"]
@@ -59,9 +59,9 @@ def by_leanonnx(original: Path, folder: Path, data: Path | None, options: Sequen
         path.unlink(missing_ok=True)
     done = compress(original, result, *options, "--plan-out", plan)
     if done.code < 0 or done.code >= ENDED_IN_A_BUG:
-        return {"status": "crashed", "message": done.message[:200]}
+        return {"status": "crashed", "message": without_folders(done.message)[:200]}
     if done.code:
-        return {"status": "refused", "message": done.message[:200]}
+        return {"status": "refused", "message": without_folders(done.message)[:200]}
     sizes = {name: size for name, size in done.report["inputs"].items() if None not in size}
     row = judge_apart(original, result, None if "--exact" in options else plan, data, sizes)
     return row | {"kernels": done.report["kernels"]["fraction"], "sizes": sizes}
@@ -73,7 +73,7 @@ def by_peer(name: str, python: Path, original: Path, folder: Path, data: Path | 
     result.unlink(missing_ok=True)
     done = run([python, "-c", PEERS[name], original, result])
     if done.code or not result.exists():
-        return {"status": "crashed", "message": done.message[:200]}
+        return {"status": "crashed", "message": without_folders(done.message)[:200]}
     return judge_apart(original, result, None, data, sizes)
 
 

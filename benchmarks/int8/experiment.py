@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import filecmp
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.common import COMMAND, ROOT, Row, environment, progress, run, save
+from benchmarks.common import COMMAND, ROOT, Row, environment, progress, run, save, without_folders
 from benchmarks.int8.page import (
     DEFAULTS,
     FLOAT,
@@ -46,7 +45,6 @@ TARGETS = {VNNI: "cpu-arm", WITHOUT: "cpu-avx2"}
 """A target of each kind of processor, for which a network is made where this machine is of the other kind."""
 PLAIN = (sys.executable, ROOT / "benchmarks" / "plain.py")
 QUANTISERS = ROOT / "benchmarks" / "int8" / "quantisers.py"
-FOLDER_OF_MODEL = re.compile(r"/\S*/(?=[^/\s]+\.onnx)")
 VERSION = "from importlib.metadata import version; print(version('nncf'))"
 
 
@@ -246,7 +244,7 @@ def enter(row: Row) -> None:
     """Save a row in place of one of the same cell; its message without the folders of models."""
     data = results()
     if "message" in row:
-        row = row | {"message": FOLDER_OF_MODEL.sub("", row["message"])}
+        row = row | {"message": without_folders(row["message"])}
     rows = [each for each in data["rows"] if any(each[key] != row[key] for key in KEY)]
     progress(json.dumps(row))
     save(NAME, data | {"environment": environment(), "host": host_kind(), "rows": [*rows, row]})
