@@ -90,6 +90,14 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
         fed(data_for(tmp_path, "float[N,3,6,6] x"))
 
 
+@pytest.mark.parametrize("broken", [b"{'descr': '<f4', '", b"{'descr': '<f4', ,", b"(" * 300])
+def test_damaged_headers_are_refused(tmp_path: Path, broken: bytes) -> None:
+    path = tmp_path / "data.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(broken).to_bytes(2, "little") + broken)
+    with pytest.raises(DataError, match=r"data\.npy: not a whole \.npz or \.npy file"):
+        data_for(tmp_path, "float[N,3,6,6] x", path)
+
+
 def test_declared_sizes_are_checked(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "data.npz", "w") as archive, archive.open("x.npy", "w") as out:
         np.lib.format.write_array_header_1_0(out, {"descr": "<f4", "fortran_order": False, "shape": (10**12, 6)})

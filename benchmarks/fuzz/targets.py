@@ -149,7 +149,7 @@ def _images() -> Target:
 
     contents = []
     for name in IMAGE_FORMATS:
-        for mode in ("RGB", "L", "P"):
+        for mode in ("RGB", "L"):
             file = io.BytesIO()
             pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
             Image.fromarray(pixels).convert(mode).save(file, name)

@@ -6,6 +6,7 @@ The format is that of ``numpy.lib.format``: a zip archive of .npy members.  A fi
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -139,7 +140,10 @@ def _header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dty
     version = npy.read_magic(stream)
     if version not in HEADER_READERS:
         raise ValueError(f"array '{name}' has a header of version {version}, expected 1.0 or 2.0")
-    shape, fortran, dtype = HEADER_READERS[version](stream)
+    try:
+        shape, fortran, dtype = HEADER_READERS[version](stream)
+    except (SyntaxError, tokenize.TokenError, RecursionError) as error:  # numpy reads it as Python
+        raise ValueError(f"array '{name}' has a damaged header") from error
     return shape, fortran, dtype
 
 
