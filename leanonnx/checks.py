@@ -49,6 +49,11 @@ def check_fraction(name: str, value: float, hint: str = "") -> None:
         )
 
 
+def likely_share(value: float, usual: float) -> float:
+    """The share that a percentage without its sign means; ``usual`` for other numbers."""
+    return value / MOST_PERCENTAGE if LEAST_PERCENTAGE <= value < MOST_PERCENTAGE else usual
+
+
 def read_number(name: str, given: object, expected: str, example: object, unit: str = "") -> float:
     """The number of an option as typed: ``0.5``, ``50%``, or with its unit.
 

@@ -84,6 +84,17 @@ def test_compress_warns_of_a_busy_machine(model: Path, monkeypatch: pytest.Monke
     assert "the machine was busy: trust the ratio" in done.stdout
 
 
+@pytest.mark.parametrize(("spread", "says"), [(0.1, "trust the ratio"), (0.6, "time it again when it is idle")])
+def test_a_ratio_within_wide_bounds_is_no_answer(
+    model: Path, monkeypatch: pytest.MonkeyPatch, spread: float, says: str
+) -> None:
+    measuring(monkeypatch, lambda _: 0.2, spread=spread)
+    done = called("compress", model, model.parent / "o.onnx", "--keep", "0.5", measure=True)
+    text = " ".join(done.stdout.lower().split())
+    assert f"the machine was busy: {says}" in text
+    assert ("speed not known, as the machine was busy: 2.00 to 8.00 times as fast" in text) == (spread > 0.5)
+
+
 @pytest.mark.parametrize("budget", [("--keep", "0.5"), ("--macs", "0.5"), ("--exact",), ("--latency", "0.5")])
 def test_compress_could_not_tell_on_a_busy_machine(
     model: Path, monkeypatch: pytest.MonkeyPatch, budget: tuple[str, ...]

@@ -239,7 +239,7 @@ def test_gates_from_a_file(folder: Path) -> None:
     [
         ("max-byte = 5", ("'max-byte'", "did you mean max-bytes?")),
         ("max_deviation = 0.1", ("'max_deviation'", "did you mean max-deviation?")),
-        ("frobnicate = 5", ("'frobnicate'", "The gates are max-deviation")),
+        ("frobnicate = 5", ("'frobnicate'", "the gates are max-deviation")),
         ("valid = 1", ("no gate 'valid'",)),
         ("max-bytes = true", ("max-bytes", "expected bytes")),
         ("max-bytes = [1]", ("max-bytes", "expected bytes")),

@@ -176,13 +176,21 @@ def test_floats_are_kept_if_integers_are_not_faster(
         assert (small / "o.onnx").read_bytes() == (small / "m.onnx").read_bytes()
 
 
-def test_weights_that_callers_may_override_ask_for_freeze(tmp_path: Path) -> None:
-    proto = net("(float[1,3,8,8] x) => (float[1,2,8,8] y)", "float[2,3,1,1] w", "y = Conv (x, w)")
-    proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [2, 3, 1, 1]))
+@pytest.mark.parametrize("listed", [["w"], ["w", "v"]])
+def test_weights_that_callers_may_override_ask_for_freeze(tmp_path: Path, listed: list[str]) -> None:
+    """Before anything is computed if all weights are so."""
+    body = "h = Conv (x, w) y = Conv (h, v)"
+    proto = net("(float[1,3,8,8] x) => (float[1,2,8,8] y)", "float[4,3,1,1] w, float[2,4,1,1] v", body)
+    shapes = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
+    proto.graph.input.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in listed)
     saved(proto, tmp_path / "m.onnx")
     data = {"x": np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)}
-    result = leanonnx.compress(tmp_path / "m.onnx", tmp_path / "o.onnx", int8=True, calib=data)
-    assert any("may override; if nobody does, add freeze=True" in text for text in result.warnings)
+    if len(listed) == len(shapes):
+        with pytest.raises(ModelError, match=r"a caller may override.*if nobody does, add freeze=True"):
+            leanonnx.compress(tmp_path / "m.onnx", tmp_path / "o.onnx", int8=True, calib=data)
+    result = leanonnx.compress(tmp_path / "m.onnx", tmp_path / "o.onnx", int8=True, calib=data, freeze=True)
+    assert len(integers_of(onnx.load(tmp_path / "o.onnx"))) >= len(shapes)
+    assert not any("may override" in text for text in result.warnings)
 
 
 # The file and its simulation

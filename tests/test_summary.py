@@ -34,6 +34,7 @@ FAST = timed(2.0, 1.9, 2.1)
 SLOW = timed(0.8, 0.7, 0.9, "slower")
 UNTIMED = timed(1.0, 0.5, 2.0, "no difference shown", busy=True)
 COMMAND = re.compile(r"leanonnx (inspect|bench|check|finetune) ")
+TRAIN = "train it on more data (DATA), with PyTorch:"
 CLI: Any = typer.main.get_command(app)
 
 
@@ -223,22 +224,22 @@ STEPS: Mapping[str, tuple[CompressionReport, SummaryContext, str]] = {
     "hardly anything": (
         judged(WRONG, latency=FAST),
         context(macs=0.99),
-        "train it on more data (DATA): leanonnx finetune b.onnx b-tuned.onnx --data DATA --teacher a.onnx",
+        f"{TRAIN} leanonnx finetune b.onnx b-tuned.onnx --data DATA --teacher a.onnx",
     ),
     "unsure": (
         judged(UNSURE),
         context(macs=0.5),
-        "train it on more data (DATA): leanonnx finetune b.onnx b-tuned.onnx --data DATA --teacher a.onnx",
+        f"{TRAIN} leanonnx finetune b.onnx b-tuned.onnx --data DATA --teacher a.onnx",
     ),
     "a teacher": (
         judged(UNSURE),
         context(macs=0.5, teacher="t.onnx"),
-        "train it on more data (DATA): leanonnx finetune b.onnx b-tuned.onnx --data DATA --teacher t.onnx",
+        f"{TRAIN} leanonnx finetune b.onnx b-tuned.onnx --data DATA --teacher t.onnx",
     ),
     "integers": (
         judged(UNSURE, quantisation=INTEGERS),
         context(macs=0.5),
-        "stay with floats, which can be trained: leave out --int8",
+        "leave out --int8, then train the result on more data: training needs floats",
     ),
     "over budget": (
         judged(SURE),

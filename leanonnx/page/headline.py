@@ -192,10 +192,10 @@ def _deviation_tile(report: CompressionReport) -> Tile:
     inputs = _samples(report, now)
     if output.top1 is not None:
         interval = percent_interval(known.top1).strip(" ()")
-        meaning = f"of the decisions on {inputs} are those of the original" + (
+        meaning = f"share of the decisions on {inputs} that are those of the original" + (
             f"; 95 % interval {interval}" if interval else ""
         )
-        return Tile("Accuracy", percent_text(output.top1), f"deviation {_share(output.relative_l2)}", meaning)
+        return Tile("Agreement", percent_text(output.top1), f"deviation {_share(output.relative_l2)}", meaning)
     interval = percent_interval(known.relative_l2).strip(" ()")
     meaning = f"relative L2 distance from the original's output on {inputs}"
     meaning += f"; 95 % interval {interval}" if interval else ""

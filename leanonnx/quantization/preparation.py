@@ -20,7 +20,13 @@ from leanonnx.graph.storage import copy_fields
 from leanonnx.graph.tidy import tidy
 from leanonnx.graph.view import FREE_INITIALIZERS, GraphView
 from leanonnx.numeric.arrays import Array
-from leanonnx.quantization.layers import MATRIX_AXES, WEIGHTED_OPERATORS, output_axis
+from leanonnx.quantization.layers import (
+    MATRIX_AXES,
+    OVERRIDABLE_WEIGHT,
+    WEIGHTED_OPERATORS,
+    output_axis,
+    weighted_layers,
+)
 from leanonnx.runtime.probes import tensor_values
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 from leanonnx.spelling import option
@@ -48,8 +54,8 @@ def check_quantisable(model: Model) -> None:
     """Refuse a model that 8-bit integers are not for.
 
     Raises:
-        ModelError: it holds integers already, computes in other floats than float32, or its operator set cannot be
-            raised.
+        ModelError: it holds integers already, computes in other floats than float32, a caller may override all its
+            weights, or its operator set cannot be raised.
     """
     proto, asked = model.proto, option("int8", True)
     integer = next((node for node in model.as_read.proto.graph.node if is_quantised(node)), None)
@@ -66,6 +72,12 @@ def check_quantisable(model: Model) -> None:
         raise ModelError(
             f"{model.path}: its weights are {names}; {asked} starts from float32: export the network in float32, or "
             f"leave out {asked}"
+        )
+    reasons = {layer.reason for layer in weighted_layers(proto)}
+    if reasons == {OVERRIDABLE_WEIGHT}:
+        raise ModelError(
+            f"{model.path}: all its weights are graph inputs that a caller may override, so that {asked} changes none; "
+            f"if nobody does, add {option('freeze', True)}"
         )
     if model.opset < LEAST_OPSET:
         _convert(proto, model.path)

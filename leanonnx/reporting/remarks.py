@@ -59,7 +59,7 @@ def _quantisation_remarks(row: QuantisationRow | None) -> list[str]:
         return []
     integer = sum(layer.format == "int8" for layer in row.layers)
     nodes = "" if row.integer_nodes is None else f"; onnxruntime fuses {count_text(row.integer_nodes, 'integer layer')}"
-    raised = "" if row.opset_raised_from is None else f"; its operator set {row.opset_raised_from} was raised"
+    raised = "" if row.opset_raised_from is None else f"; raised from operator set {row.opset_raised_from}"
     faster = "" if row.comparison is None else f"; {row.comparison.speedup:.2f} times the speed of the float network"
     remark = (
         f"In 8-bit integers: {integer} of {count_text(len(row.layers), 'layer')} ({row.formats}; "

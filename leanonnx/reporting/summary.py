@@ -34,6 +34,8 @@ MAX_HALVED_BUDGET = 0.98
 """Budget above which none that removes half as much is named."""
 LEAST_LIMIT, ROUNDING = 1e-6, 1e-9
 """Limit of a deviation that is zero, and the share by which floats may miss a decimal."""
+MAX_SPREAD = 1.5
+"""Ratio of the ends of the interval of a speed-up, taken on a busy machine, above which it is no answer."""
 SPEEDUP_TOLERANCE = 1.0001
 """Factor by which the rounded speed-up may miss the budget."""
 MODEL_SUFFIX = ".onnx"
@@ -152,6 +154,8 @@ def _speed(row: LatencyRow | None) -> Statement:
         return Statement("speed not measured", "plain")
     comparison, (low, high) = row.comparison, row.comparison.interval
     ratio = f"{comparison.speedup:.2f} times as fast ({low:.2f} to {high:.2f})"
+    if row.busy and high > MAX_SPREAD * low:
+        return Statement(f"speed not known, as the machine was busy: {low:.2f} to {high:.2f} times as fast", "plain")
     if comparison.verdict == FASTER:
         return Statement(ratio, "good")
     if row.busy:
@@ -296,10 +300,10 @@ def _step_to_accuracy(report: CompressionReport, context: SummaryContext, accura
     if accuracy.mood == "bad" and milder:
         return f"remove less: {milder}"
     if report.quantisation is not None and report.quantisation.kept:
-        return f"stay with floats, which can be trained: leave out {option('int8', True)}"
+        return f"leave out {option('int8', True)}, then train the result on more data: training needs floats"
     tuned = f"{output.removesuffix(MODEL_SUFFIX)}-tuned{MODEL_SUFFIX}"
     options = {**context.fresh_data, "teacher": context.reference, **context.model_options}
-    return f"train it on more data ({DATA}): {call_text('finetune', output, tuned, **options)}"
+    return f"train it on more data ({DATA}), with PyTorch: {call_text('finetune', output, tuned, **options)}"
 
 
 def _milder_budget(options: Mapping[str, Any]) -> str:

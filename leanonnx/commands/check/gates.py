@@ -139,5 +139,5 @@ def read_gates(path: Path) -> dict[str, GateLimit]:
         if name not in LIMITED_GATES:
             near = get_close_matches(name, LIMITED_GATES, 1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise OptionError(f"{path}: there is no gate '{name}'; {hint}The gates are {', '.join(LIMITED_GATES)}")
+            raise OptionError(f"{path}: there is no gate '{name}'; {hint}the gates are {', '.join(LIMITED_GATES)}")
     return {name: read_limit(name, given, f"{path}: {name} =") for name, given in rows.items()}

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
-from leanonnx.checks import check_choice, check_least, check_positive, exactly_one
+from leanonnx.checks import check_choice, check_least, check_positive, exactly_one, likely_share
 from leanonnx.data.images import ImageFormat
 from leanonnx.data.samples import SampleSource
 from leanonnx.effort import DEFAULT_EFFORT, EFFORTS, EffortName
@@ -300,7 +300,7 @@ class CompressOptions:
         if self.min_agreement is not None and not 0 < self.min_agreement < 1:
             raise OptionError(
                 f"{option('min_agreement', float(self.min_agreement))}: expected a share above 0 and below 1, for "
-                f"example {option('min_agreement', 0.99)}"
+                f"example {option('min_agreement', likely_share(self.min_agreement, 0.99))}"
             )
         for name, example in (("max_deviation", 0.02), ("min_psnr", 40), ("max_drop", 0.01)):
             if getattr(self, name) is not None:

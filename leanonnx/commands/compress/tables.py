@@ -13,7 +13,7 @@ from leanonnx.formatting import count_text, percent_text
 from leanonnx.reporting.remarks import interval_text, metric_text, reading_cell, remarks, sample_text, tolerance_text
 from leanonnx.reporting.reports import CompressionReport, QuantisationRow, RecoveryRow, ToleranceRow
 from leanonnx.reporting.rows import FidelityRow, LatencyRow, OutputDeviation, RuntimesRow
-from leanonnx.reporting.summary import SummaryContext, summarise
+from leanonnx.reporting.summary import MAX_SPREAD, SummaryContext, summarise
 from leanonnx.reporting.tables import (
     headline_lines,
     layer_table,
@@ -195,5 +195,7 @@ def _latency_text(row: LatencyRow | None) -> Text:
     ratio = f"{comparison.speedup:.2f} times the speed (95 % interval {low:.2f} to {high:.2f})"
     text = f"{comparison.verdict.capitalize()}: {ratio} on {row.provider}, {count_text(row.threads, 'thread')}"
     if row.busy:
-        text += "; the machine was busy: trust the ratio, taken in turns, not the milliseconds"
+        is_known = high <= MAX_SPREAD * low
+        told = "trust the ratio, taken in turns, not the milliseconds" if is_known else "time it again when it is idle"
+        text += f"; the machine was busy: {told}"
     return Text(text, style="green" if comparison.verdict == FASTER else "yellow")
