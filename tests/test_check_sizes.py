@@ -13,7 +13,7 @@ from leanonnx.commands.check.sizes import batch_axes, fit_samples, join_samples
 from leanonnx.commands.check.telling import vacuous_outputs
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.evaluation.tally import Deviation
-from leanonnx.evaluation.variety import CONSTANT, EMPTY, FIXED, Variety, variety_of
+from leanonnx.evaluation.variety import CONSTANT, EMPTY, FIXED, UNCOMPARED, Variety, variety_of
 from leanonnx.graph.model import load
 from tests.helpers import build, called, saved
 from tests.test_check_pairs import FREE, checked, gate
@@ -271,7 +271,7 @@ ONES = np.ones((3, 2))
         ([np.array([[1.0, 2.0]] * 3, np.float32) + np.array([[0], [1e-8], [0]])], FIXED),
         ([np.array([[1.0, 2.0], [1.0, 2.5], [1.0, 2.0]])], ""),
         ([np.array([[1.0, 2.0]])], ""),
-        ([np.array([[1, 2]])], FIXED),
+        ([np.array([[1, 2]])], UNCOMPARED),
         ([np.array([[1, 2]]), np.array([[1, 2]])], FIXED),
         ([np.array([[1, 2]]), np.array([[1, 3]])], ""),
         ([ONES, np.ones((3, 5))], CONSTANT),

@@ -16,6 +16,7 @@ from leanonnx.numeric.arrays import Array
 VARIETY_TOLERANCE = 1e-6
 """Relative difference up to which two numbers count as equal."""
 EMPTY, CONSTANT, FIXED = "empty", "one number throughout", "the same on every input"
+UNCOMPARED = "known on one input only, and may be the same on every other"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +46,11 @@ class Variety:
             return EMPTY
         if self.varies:
             return ""
-        alone = self.samples == 1 and is_float(self.first)
-        single = _is_single_value(self.first) and self.first.size > 1
-        return (CONSTANT if single else "") if alone else CONSTANT if single else FIXED
+        if _is_single_value(self.first) and self.first.size > 1:
+            return CONSTANT
+        if self.samples > 1:
+            return FIXED
+        return "" if is_float(self.first) else UNCOMPARED
 
 
 NO_SAMPLES = Variety()

@@ -176,7 +176,8 @@ def _accuracy(report: CompressionReport) -> Statement:
         return Statement("outputs unchanged", "good") if report.lossless else Statement("accuracy not known", "plain")
     telling = {name: output for name, output in now.outputs.items() if not output.vacuous}
     if not telling and report.headline is None and report.tolerance is None:
-        return Statement("accuracy not known, as the outputs are the same on all samples", "plain")
+        alike = "there is one sample to compare on" if now.samples == 1 else "the outputs are the same on all samples"
+        return Statement(f"accuracy not known, as {alike}", "plain")
     first = worst_output(now.outputs)
     names = [first, *(name for name in telling or now.outputs if name != first)]
     statements = [_output_statement(report, name) for name in names]
@@ -272,7 +273,8 @@ def _next_step(report: CompressionReport, context: SummaryContext, speed: Statem
     if now is not None and now.metric is not None and now.metric.by_chance:
         return "correct the labels, or how the inputs are scaled: the original itself scores no better than by chance"
     if now is not None and all(each.vacuous for each in now.outputs.values()):
-        return f"give samples with {option('calib')} on which the outputs of the original differ"
+        more = f"{ADVISED_SAMPLES} samples or more" if now.samples == 1 else "samples"
+        return f"give {more} with {option('calib')} on which the outputs of the original differ"
     is_untimed = speed.mood != "good" and report.latency is not None and report.latency.busy
     if accuracy.mood == "bad" or (accuracy.mood == "plain" and not is_untimed):
         return _step_to_accuracy(report, context, accuracy)
