@@ -201,7 +201,7 @@ def channels() -> str:
     words = (
         f"Marked, with its gains: the best chain, {product} = {np.prod(list(gains.values())):.2f}.",
         "Lines: kernels, as wide as their gain. Dotted: what the Add passes on unchanged.",
-        "Squares: pinned. Same letter: tied; these channels live and die together.",
+        "Squares: pinned. Same letter: tied; these channels can only be removed together.",
     )
     parts += notes(272, words)
     return picture((WIDTH, 322), "The channels of a small network and the best chain through them", parts)

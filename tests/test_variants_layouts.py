@@ -200,6 +200,6 @@ def test_shuffle_becomes_one_gather(tmp_path: Path) -> None:
 def test_shuffled_whole_groups_name_their_tie(tmp_path: Path) -> None:
     """Whole conv groups before and after a shuffle share channels until all form one group."""
     with pytest.raises(
-        BudgetUnreachable, match=r"32 of the 32 channels .* live and die together .whole groups of Conv"
+        BudgetUnreachable, match=r"32 of the 32 channels .* can only be removed together .whole groups of Conv"
     ):
         checked(shuffled(16), tmp_path)

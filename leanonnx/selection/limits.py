@@ -106,7 +106,7 @@ def _tie_texts(dag: ChannelDag, cost: CostModel, alive: Mask) -> list[str]:
     texts = []
     for group in np.argsort(-held, kind="stable")[:MAX_NAMED]:
         tensor, count, size = _widest(dag, int(group))
-        text = f"{count} of the {size} channels of '{tensor}' live and die together{_grouping(dag, int(group))}"
+        text = f"{count} of the {size} channels of '{tensor}' can only be removed together{_grouping(dag, int(group))}"
         if held[group] and count > 1 and text not in texts:
             texts.append(text)
     return texts
