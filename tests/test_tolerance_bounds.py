@@ -168,4 +168,4 @@ def test_a_search_that_ends_says_why() -> None:
     assert Descent(0.02).ending == ""
     assert searched(lambda _: 5.0, looks=20).ending == "there is nothing milder to try"
     assert Descent(0.02, 1.0, ((0.6, 2.0), (0.61, 0.5))).ending == "the smallest fraction is known"
-    assert Descent(0.02, 1.0, ((0.6, 2.0), (0.65, 0.99))).ending == "another look would hardly remove more"
+    assert Descent(0.02, 1.0, ((0.6, 2.0), (0.65, 0.99))).ending == "another try would remove hardly more"

@@ -244,7 +244,7 @@ def _check_known_formats(path: Path) -> None:
     names = _names_in_zip(path)
     if start.startswith(ARRAY_MAGIC) or any(name.endswith(".npy") for name in names):
         raise ModelError(
-            f"{path}: arrays, not a model; give the .onnx file in their place, and them with "
+            f"{path}: arrays, not a model; give the .onnx file here, and the arrays with "
             f"{option_list('calib', 'data', last='or')}"
         )
     if any(name.endswith("data.pkl") for name in names) or start.startswith(PICKLE_MAGIC):

@@ -67,7 +67,7 @@ class Descent:
         if high - low <= BRACKET_WIDTH:
             return "the smallest fraction is known" if self.smallest_hit else "there is nothing milder to try"
         if self.smallest_hit and high - self._crossing(1.0) <= MIN_GAIN:
-            return "another look would hardly remove more"
+            return "another try would remove hardly more"
         return ""
 
     def next(self) -> float | None:

@@ -140,7 +140,7 @@ class Judge:
                 remedy = f", or ask for {option('min_agreement', shown)}"
         least = max(JUDGED_RATE * needed, total + 1)
         raise DataError(
-            f"{option(name, self.tolerances.limits[name])} cannot be shown by {count} held-out samples of "
+            f"{option(name, self.tolerances.limits[name])} cannot be shown by {count_text(count, 'held-out sample')} of "
             f"{total}{best}: {needed} are needed; give at least {least} samples in {option('calib')}{remedy}"
         )
 
