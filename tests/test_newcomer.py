@@ -211,8 +211,8 @@ def zipped(path: Path, name: str) -> None:
 
 
 FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "f.npz": (lambda path: np.savez(path, x=CALIBRATION), "arrays, not a model; give the .onnx file in their place"),
-    "f.npy": (lambda path: np.save(path, CALIBRATION), "and them with --calib or --data"),
+    "f.npz": (lambda path: np.savez(path, x=CALIBRATION), "arrays, not a model; give the .onnx file here"),
+    "f.npy": (lambda path: np.save(path, CALIBRATION), "and the arrays with --calib or --data"),
     "f.pt": (lambda path: zipped(path, "archive/data.pkl"), "export the model with torch.onnx.export"),
     "f.keras": (lambda path: zipped(path, "model.weights.h5"), "convert the model with tf2onnx"),
     "f.h5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(90)), "a file of Keras"),

@@ -18,6 +18,7 @@ from leanonnx.evaluation.deviation import Fidelity, compare_outputs
 from leanonnx.evaluation.slices import channel_axes
 from leanonnx.evaluation.tolerances import ERROR_PROBABILITY, HeldOut, ToleranceReading, read_tolerances
 from leanonnx.evaluation.user_scores import UserScore, gather_arrays, score_function, score_name
+from leanonnx.formatting import count_text
 from leanonnx.numeric.bounds import least_samples
 from leanonnx.runtime.sessions import RunFailed
 from leanonnx.spelling import option, option_list
@@ -140,8 +141,9 @@ class Judge:
                 remedy = f", or ask for {option('min_agreement', shown)}"
         least = max(JUDGED_RATE * needed, total + 1)
         raise DataError(
-            f"{option(name, self.tolerances.limits[name])} cannot be shown by {count_text(count, 'held-out sample')} of "
-            f"{total}{best}: {needed} are needed; give at least {least} samples in {option('calib')}{remedy}"
+            f"{option(name, self.tolerances.limits[name])} cannot be shown by "
+            f"{count_text(count, 'held-out sample')} of {total}{best}: {needed} are needed; give "
+            f"at least {least} samples in {option('calib')}{remedy}"
         )
 
     def _check_outputs(self) -> None:
