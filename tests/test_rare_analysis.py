@@ -58,16 +58,19 @@ BEHIND: dict[str, tuple[onnx.ModelProto, bool]] = {
         ),
         True,
     ),
-    "scale of one channel from sizes": (
+    "one channel of a size at run time": (
         given(
             network(
-                "(float[N, 3, H, W] x) => (float[N, M, K, L] y)",
-                "float[1, 3, 1, 1] w, float[1] shift, float[2, 1, 1, 1] v, int64[1] one, int64[1] two",
-                """a = Conv (x, w) s = Shape (a) n = Slice (s, one, two) g = ConstantOfShape (n)
-                b = InstanceNormalization (a, g, shift) y = Conv (b, v)""",
+                FREE,
+                f"{LAYERS}, float[2, 7, 1, 1] u, int64[1] i0, int64[1] i1, int64[1] i2, int64[1] i4",
+                """a = Conv (x, w) s = Shape (a) n = Slice (s, i0, i1) h = Slice (s, i2, i4)
+                size = Concat <axis = 0> (n, i1, h) k = ConstantOfShape <value = float[1] {2}> (size)
+                c = Concat <axis = 1> (a, k) y = Conv (c, u)""",
             ),
-            one=np.array([1]),
-            two=np.array([2]),
+            i0=np.array([0]),
+            i1=np.array([1]),
+            i2=np.array([2]),
+            i4=np.array([4]),
         ),
         True,
     ),
@@ -103,7 +106,8 @@ BEHIND: dict[str, tuple[onnx.ModelProto, bool]] = {
         network(
             "(float[2, 3] x) => (float[N, M] y, float[6, 3] t)",
             "float[3, 6] k, float[6, 2] v",
-            "t = Transpose (k) a = Gemm <transB = 1> (x, t) b = Gemm <transB = 1> (x, t) c = Add (a, b) y = MatMul (c, v)",
+            """t = Transpose (k) a = Gemm <transB = 1> (x, t) b = Gemm <transB = 1> (x, t) c = Add (a, b)
+            y = MatMul (c, v)""",
         ),
         True,
     ),

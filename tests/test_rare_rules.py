@@ -32,7 +32,9 @@ def value(*shape: int, axis: int | None = None, channel_ids: Any = None) -> Valu
     """An input with a channel for each index of an axis; a constant if there is no axis."""
     if axis is not None:
         channel_ids = on_axis(np.arange(1, shape[axis] + 1), axis, len(shape))
-    return Value(name="v", shape=shape, channel_ids=channel_ids, read=lambda: np.ones(shape, np.float32), is_static=True)
+    return Value(
+        name="v", shape=shape, channel_ids=channel_ids, read=lambda: np.ones(shape, np.float32), is_static=True
+    )
 
 
 def call(op: str, *inputs: Value | None, output: tuple[int, ...] | None = (1,), **attributes: Any) -> Call:
