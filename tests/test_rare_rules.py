@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
 from leanonnx.analysis.dag import ChannelDag
-from leanonnx.numeric.channel_ids import on_axis, uniform_ids
+from leanonnx.numeric.channel_ids import on_axis
 from leanonnx.rules.call import Call, Unsupported, Value
 from leanonnx.rules.table import DEFAULT_RULES
-from tests.helpers import build
 from tests.rules.harness import check
 from tests.shortened import observed
 from tests.test_masked_equals_compact import killed
