@@ -150,3 +150,40 @@ def test_a_use_without_an_exact_form_is_pinned(name: str, tmp_path: Path) -> Non
     dag = observed(proto, tmp_path)
     assert any(reason in pin.reason for pin in dag.pins), {pin.reason for pin in dag.pins}
     check(dag, killed(dag, np.random.default_rng(0)))
+
+
+EXACT = {
+    "integers within each channel": (
+        network(
+            "(float[1, 3, 8, 8] x) => (float[N, M, H, W] y)",
+            """float[6, 3, 1, 1] w, float scale = {0.05}, uint8 zero = {128}, int8[8, 4] k, int8[4] own = {1, 2, 3, 4},
+            float[2, 6, 1, 1] v""",
+            """a = Conv (x, w) q = QuantizeLinear (a, scale, zero) m = MatMulInteger (q, k, zero, own)
+            f = Cast <to = 1> (m) y = Conv (f, v)""",
+        ),
+        "MatMulInteger",
+    ),
+    "heads that share an input without channels": (
+        given(
+            network(
+                "(float[1, 5, 3] x, float[1, 1, 4, 7] z) => (float[N, M, K] y)",
+                "float[3, 8] w, int64[4] split, int64[3] joined, float[14, 2] v",
+                """a = MatMul (x, w) r = Reshape (a, split) q = Transpose <perm = [0, 2, 1, 3]> (r) m = MatMul (q, z)
+                t = Transpose <perm = [0, 2, 1, 3]> (m) j = Reshape (t, joined) y = MatMul (j, v)""",
+            ),
+            split=np.array([0, 0, 2, 4]),
+            joined=np.array([0, 0, 14]),
+        ),
+        "MatMul",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_use_with_an_exact_form(name: str, tmp_path: Path) -> None:
+    proto, op = EXACT[name]
+    dag = observed(proto, tmp_path)
+    assert not [pin.reason for pin in dag.pins if f"{op} 'M'" in pin.reason]
+    alive = ~np.isin(dag.groups, dag.groups[dag.channel_ids["a"].reshape(-1)[:1]])
+    assert 0 < alive[dag.channel_ids["m"]].sum() < dag.channel_ids["m"].size
+    check(dag, alive)
