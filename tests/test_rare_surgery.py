@@ -1,4 +1,4 @@
-"""What surgery and its plans meet rarely: layers that vanish, shuffles that turn pixels, half precision."""
+"""Rare cases of surgery and of its plans: layers that vanish, shuffles that turn pixels, half precision."""
 
 from __future__ import annotations
 
