@@ -127,7 +127,7 @@ PROVOKED: dict[str, tuple[int, Callable[[Path, Path], Words]]] = {
         2,
         lambda m, f: ["compress", m, f / "o", "--keep", 0.5, "--calib", samples(f, a=ONES, b=ONES)],
     ),
-    "has the shape": (
+    "its channels are along another axis": (
         2,
         lambda m, f: ["compress", m, f / "o", "--keep", 0.5, "--calib", samples(f, x=ONES.transpose(0, 2, 3, 1))],
     ),
