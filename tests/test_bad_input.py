@@ -107,6 +107,20 @@ def no_outputs(proto: onnx.ModelProto) -> None:
     del proto.graph.output[:]
 
 
+def nameless_part(proto: onnx.ModelProto) -> None:
+    proto.graph.node[1].CopyFrom(onnx.helper.make_node("Split", ["c1"], ["r1", ""], "PARTS", axis=2))
+
+
+def nameless_branch(proto: onnx.ModelProto) -> None:
+    """Within a subgraph."""
+    inner = onnx.helper.make_node("Split", ["c1"], ["", "part"], "PARTS", axis=2)
+    result = onnx.helper.make_tensor_value_info("part", onnx.TensorProto.FLOAT, None)
+    branch = onnx.helper.make_graph([inner], "branch", [], [result])
+    choice = onnx.helper.make_node("If", ["yes"], ["r1"], "CHOICE", then_branch=branch, else_branch=branch)
+    proto.graph.node[1].CopyFrom(choice)
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+
+
 def short_weight(proto: onnx.ModelProto) -> None:
     weight = proto.graph.initializer[2]
     array = np.ascontiguousarray(numpy_helper.to_array(weight)[:, :7])
@@ -125,14 +139,20 @@ BROKEN: dict[Change, tuple[str, ...]] = {
     wrong_output_size: ("checker", "Gemm", "Y"),
     future_opset: ("operator set 99 is newer than", "export it with operator set"),
     no_outputs: ("output",),
+    nameless_part: ("an output of Split 'PARTS' has no name",),
+    nameless_branch: ("an output of Split 'PARTS' has no name",),
     short_weight: ("onnxruntime cannot", "C2"),
     wrong_dims: ("w2",),
 }
 
 
+IN_A_PROCESS = {nameless_part, nameless_branch, short_weight}
+"""onnxruntime writes of its own, or crashes where the file is not refused before."""
+
+
 @pytest.mark.parametrize("change", BROKEN, ids=lambda change: change.__name__)
 def test_broken_graph(tmp_path: Path, change: Change) -> None:
-    refused_model(changed(tmp_path, change), *BROKEN[change], run=cli if change is short_weight else called)
+    refused_model(changed(tmp_path, change), *BROKEN[change], run=cli if change in IN_A_PROCESS else called)
 
 
 def test_unknown_domain(tmp_path: Path) -> None:

@@ -191,6 +191,12 @@ def test_layouts_of_two_sizes(one: Sequence[int], other: Sequence[int], same: bo
     assert has_same_layout(first, second) is same
 
 
+def test_another_rank_is_another_layout() -> None:
+    """A Squeeze without axes drops a batch of one."""
+    line = np.arange(3)
+    assert not has_same_layout(on_axis(line, 1, 3), on_axis(line, 0, 2))
+
+
 @pytest.mark.parametrize(
     ("edits", "held", "agree"),
     [
@@ -206,6 +212,9 @@ def test_layouts_of_two_sizes(one: Sequence[int], other: Sequence[int], same: bo
         ([Edit(inputs={0: np.arange(2)}), Edit(inputs={0: np.arange(2)})], False, True),
         ([Edit(inputs={0: np.arange(2)}), Edit(inputs={0: Select(0, np.arange(2))})], False, False),
         ([Edit(outputs={0: ShapeEdit({1: 8}, {1: 4})}), Edit(outputs={0: ShapeEdit({1: 16}, {1: 8})})], False, True),
+        ([Edit(outputs={0: ShapeEdit({1: 8}, {1: 4})}), Edit(outputs={0: ShapeEdit({1: 9}, {1: 8})})], False, False),
+        ([Edit(outputs={0: ShapeEdit({1: 8}, {1: 4})}), Edit(outputs={1: ShapeEdit({1: 8}, {1: 4})})], False, False),
+        ([Edit(output_scales={0: 0.5}), Edit(output_scales={0: 0.25})], False, False),
     ],
 )
 def test_edits_of_two_sizes(edits: list[Edit], held: bool, agree: bool) -> None:

@@ -124,6 +124,22 @@ def test_standard_rule_overruled(tmp_path: Path) -> None:
     assert shapes["w2"][0] < 12
 
 
+def test_edits_of_a_rule_are_applied(tmp_path: Path) -> None:
+    """The standard rule of a Conv with groups, called by the user's, sets the number of groups that are left."""
+    proto = network(
+        "(float[1, 3, 8, 8] x) => (float[1, 4, 8, 8] y)",
+        "float[8, 3, 1, 1] w1, float[8, 1, 3, 3] w2, float[4, 8, 1, 1] w3",
+        "a = Conv (x, w1) b = Conv <group = 8> (a, w2) y = Conv <pads = [1, 1, 1, 1]> (b, w3)",
+    )
+    arguments = with_rules(tmp_path, 'RULES = {("", "Conv"): standard}')
+    saved(proto, tmp_path / "in.onnx")
+    done = called(*arguments, "--keep", 0.5, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = onnx.load(tmp_path / "out.onnx")
+    (groups,) = (a.i for a in made.graph.node[1].attribute if a.name == "group")
+    assert groups == constant_shapes(tmp_path / "out.onnx")["w2"][0] < 8
+
+
 def test_rule_that_does_not_know_the_form(tmp_path: Path) -> None:
     code = (
         'def relu(call):\n    raise Unsupported("only Tanh is allowed here", "ask Ada")\nRULES = {("", "Relu"): relu}'
@@ -162,6 +178,10 @@ WRONG = {
     "ties of unequal length": RELU.format(f"Effect({LABELS}, ties=((np.arange(3), np.arange(4)),))"),
     "number for ties": RELU.format(f"Effect({LABELS}, ties=5)"),
     "slice of no input": RELU.format(f"Effect({LABELS}, slices=(Slice(3, {LABELS}),))"),
+    "reduction of no input": RELU.format(f"Effect({LABELS}, reductions=(Reduction(3, *{LABELS}),))"),
+    "reduction into labels never minted": RELU.format(
+        f"Effect({LABELS}, reductions=(Reduction(0, *{LABELS}, np.array([10000])),))"
+    ),
     "text for a pin": RELU.format(f"Effect({LABELS}, pins=('x',))"),
     "number for a move": RELU.format(f"Effect({LABELS}, moves=(3,))"),
     "rewrite that raises": RELU.format(f"Effect({LABELS}, rewrite=lambda kept: 1 / 0)"),

@@ -23,15 +23,13 @@ from leanonnx.numeric.channel_ids import ChannelIds, varied_axes
 from leanonnx.rules.call import Edit, KernelBlock, Select, ShapeEdit
 
 
-def answers_agree(answers: Sequence[Answer | None]) -> bool:
+def answers_agree(answers: Sequence[Answer]) -> bool:
     """Return True if the effects of one node agree at all sizes (cases 1 and 2)."""
     first, *others = answers
     return all(_same_answer(first, other) for other in others)
 
 
-def _same_answer(one: Answer | None, other: Answer | None) -> bool:
-    if one is None or other is None:
-        return one is other
+def _same_answer(one: Answer, other: Answer) -> bool:
     a, b = one.effect, other.effect
     return (
         len(a.outputs) == len(b.outputs)

@@ -155,12 +155,8 @@ class _Propagation:
 
     def _record(self, name: str, numbers: Array, kind: np.dtype[Any]) -> None:
         """Record the numbers of a tensor that are the same at all positions of a channel."""
-        if name not in self.dag.channel_ids:
-            return
         channel_ids = self.dag.channel_ids[name]
         array = np.asarray(numbers, np.float64)
-        if array.ndim > channel_ids.ndim:
-            return
         array = array.reshape((1,) * (channel_ids.ndim - array.ndim) + array.shape)
         axes = tuple(k for k in range(channel_ids.ndim) if channel_ids.shape[k] == 1 and array.shape[k] != 1)
         low, high = array.min(axes, keepdims=True), array.max(axes, keepdims=True)
@@ -300,8 +296,8 @@ class _Propagation:
         if op == "Pad":
             own += self._padded_channels(node, channel_ids)
         channel_ids, numbers = _by_channel([*own, *linked])
-        for name in node.output if op == "Split" else node.output[:1]:
-            if name in self.dag.channel_ids and channel_ids.size:
+        if channel_ids.size:
+            for name in node.output if op == "Split" else node.output[:1]:
                 self._record_channels(name, channel_ids, numbers, self.kinds[given[0]])
 
     def _pass_on(self, node: onnx.NodeProto, op: str, name: str) -> Numbers:

@@ -235,8 +235,6 @@ class Constants:
                 shape = self._shape(operand)
                 lead = len(after) - len(shape)
                 own = {axis: f for axis, f in sizes.items() if axis >= lead and shape[axis - lead] > 1}
-                if any(shape[axis - lead] != after[axis] for axis in own):
-                    return None
                 cuts = tuple(f.reshape(f.shape[lead:]) for f in own.values())
                 source = self._trace(producer, slot, cuts, None) if cuts else ConstantUses(())
                 if source is None:

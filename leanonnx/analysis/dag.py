@@ -252,18 +252,20 @@ def _analyse_once(
 
 
 def _visit(traces: Sequence[Trace], index: int, rules: Rules, refuse: bool) -> None:
-    """Call a node's rule at every size; pin the node's inputs and outputs if the effects disagree."""
+    """Call a node's rule at every size; pin the node's inputs and outputs if the effects disagree.
+
+    The same tensors hold channels at all sizes, so that a node has an answer at all of them or at none.
+    """
     before = traces[0].count
-    answers = [trace.call_rule(index, rules) for trace in traces]
-    if answers[0] is None:
+    answers = [answer for trace in traces if (answer := trace.call_rule(index, rules)) is not None]
+    if not answers:
         return
     if refuse or len({trace.count for trace in traces}) > 1 or not answers_agree(answers):
         for trace in traces:
             trace.discard_ids(before)
         answers = [trace.pin_node(index, SIZE_DEPENDENT) for trace in traces]
     for trace, answer in zip(traces, answers, strict=True):
-        if answer is not None:
-            trace.add_answer(index, answer)
+        trace.add_answer(index, answer)
 
 
 def _join(traces: Sequence[Trace]) -> ChannelDag:

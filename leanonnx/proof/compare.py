@@ -159,12 +159,13 @@ def slice_distances(wanted: Array, computed: Array, slices: ChannelSlices) -> Fl
 def slice_scales(profiles: Sequence[Profile], rounding: float, more: Sequence[Profile] = ()) -> Floats:
     """Scale of a tensor and of each of its slices on each input [inputs, 1 + slices].
 
-    The scale is the spread around the median mean of the slice, so that a constant offset hides no error, or ``LONE``
-    times the norm of a slice with few elements, but at least
+    The scale is the spread around the median mean of the slice, so that a constant offset hides no error, or
+    ``FEW_ELEMENTS_FACTOR`` times the norm of a slice with few elements, but at least
 
     1. ``rounding`` times the norm, the size of rounding errors,
-    2. ``SHARE`` of the largest part that the slice has in the whole on any input, relative to the whole on this input,
-    3. ``FLOOR`` of its largest norm on any input, those of ``more`` included.
+    2. ``PART_FLOOR`` of the largest part that the slice has in the whole on any input, relative to the whole on this
+       input,
+    3. ``NORM_FLOOR`` of its largest norm on any input, those of ``more`` included.
     """
     rms, mean = np.stack([p.rms for p in profiles]), np.stack([p.mean for p in profiles])
     centre = np.median(mean, axis=0)

@@ -99,7 +99,7 @@ def mixes_channels(node: onnx.NodeProto) -> bool:
 def tensors_behind(model: Model, names: Sequence[str]) -> dict[str, list[str]]:
     """Tensors behind others without a weight in between: for each tensor, the computed inputs of its producer.
 
-    Breadth first, at most ``MOST_BEHIND`` tensors.
+    Breadth first, at most ``MAX_TENSORS_BEHIND`` tensors.
     """
     inputs: dict[str, list[str]] = {}
     left = list(names)

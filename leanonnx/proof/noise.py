@@ -151,16 +151,15 @@ def _mask(value: Array, rng: np.random.Generator) -> Array:
 
 
 def _cut_draws(sides: Sides, feed: Feed, nodes: Mapping[str, onnx.NodeProto]) -> Feed:
-    """Inputs of the candidate, with the random numbers of the kept channels.
+    """Inputs of the candidate, with the random numbers of the kept channels; the reference ran on ``feed``.
 
     Raises:
         RunFailed: the kept channels cannot be determined.
     """
     cut = dict(feed)
     for name, node in nodes.items():
-        if _input(name) in feed:
-            kept = sides.channels.kept_part(node.input[0] if _is_dropout(node) else name, feed[_input(name)])
-            if kept is None:
-                raise RunFailed(f"the random numbers of {node_title(node)} cannot be cut to the kept channels")
-            cut[_input(name)] = kept
+        kept = sides.channels.kept_part(node.input[0] if _is_dropout(node) else name, feed[_input(name)])
+        if kept is None:
+            raise RunFailed(f"the random numbers of {node_title(node)} cannot be cut to the kept channels")
+        cut[_input(name)] = kept
     return cut

@@ -106,9 +106,9 @@ def compare_with_reference(
 
     Integer outputs (for example of an ArgMax) must agree except for isolated ties, and so must the floats that they are
     based on.  An input is skipped if the reference cannot run on it, amplifies a change in the last place beyond
-    ``WIDEST``, or computes nothing finite.  Every output needs an informative input; further inputs are drawn until it
-    has one.  Models in half precision are proven as float32 stand-ins, to the bound of float32; the models as written
-    must load and run.
+    ``WIDEST_BOUND``, or computes nothing finite.  Every output needs an informative input; further inputs are drawn
+    until it has one.  Models in half precision are proven as float32 stand-ins, to the bound of float32; the models as
+    written must load and run.
 
     Args:
         model: the original, for its output names and number format.

@@ -156,10 +156,6 @@ class Findings:
     kinds: tuple[str, ...] = ()
     nondeterministic: bool = False
 
-    def of(self, name: str) -> list[ErrorTable]:
-        """Return the tables of one tensor."""
-        return [table for table in self.tables if table.name == name]
-
 
 class ProofRun:
     """One comparison of graph outputs, if wanted, and of inner tensors; those in ``fixed`` need not vary."""

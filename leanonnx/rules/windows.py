@@ -84,10 +84,8 @@ def pad(call: Call) -> Effect:
     Specification: ONNX Pad-21.
     """
     channel_ids, shape = call.channel_ids(0), call.shape(0)
-    amounts = call.ints(1, "pads")
+    amounts = call.ints(1, "pads") or []
     axes = [a % len(shape) for a in (call.ints(3) or range(len(shape)))]
-    if amounts is None:
-        raise Unsupported("its amounts are computed at run time", advice.MAKE_CONSTANT)
     pairs = {a: (amounts[k], amounts[k + len(axes)]) for k, a in enumerate(axes)}
     touched = [a for a in varied_axes(channel_ids) if any(pairs.get(a, (0, 0)))]
     if not touched:
