@@ -32,7 +32,7 @@ MODEL = net(
     "float[16,3,3,3] a, float[16] b, float[12,16,3,3] c, float[12] d, float[192,6] e, float[6] f",
     """h = Conv (x, a, b) r = Relu (h) m = Conv (r, c, d) s = Relu (m) k = Flatten (s) y = Gemm (k, e, f)""",
 )
-KEYS = {"samples", "held_out", "effort", "minutes", "kept", "deviation", "removed", "layers"}
+KEYS = {"samples", "held_out", "parts", "effort", "minutes", "kept", "deviation", "removed", "layers"}
 ZOO = Path(__file__).parents[2] / "shared" / "zoo"
 
 
