@@ -137,12 +137,6 @@ class DataFreeRow:
     declined: bool
 
     @property
-    def parts(self) -> int:
-        """Number of parts of all samples, if the deviation was measured by cross-fitting; else 0."""
-        is_integer = self.quantisation is not None and self.quantisation.kept
-        return 0 if self.recovery is None or is_integer else self.recovery.parts
-
-    @property
     def weights_changed(self) -> bool:
         """True if any weight was changed."""
         return bool(self.constants or self.means or self.merged)
@@ -284,6 +278,12 @@ class CompressionReport:
         if self.quantisation is not None and self.quantisation.kept:
             return self.quantisation.held_out > 0
         return self.recovery is not None and self.recovery.held_out > 0
+
+    @property
+    def parts(self) -> int:
+        """Number of parts of all samples, if the deviation was measured by cross-fitting; else 0."""
+        is_integer = self.quantisation is not None and self.quantisation.kept
+        return 0 if self.recovery is None or is_integer else self.recovery.parts
 
     @property
     def weights_changed(self) -> bool:
