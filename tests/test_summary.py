@@ -75,6 +75,7 @@ def judged(
     recovery = RecoveryRow(
         samples=samples - samples // 5,
         held_out=samples // 5,
+        parts=0,
         effort="normal",
         minutes=None,
         kept=True,

@@ -62,7 +62,7 @@ def test_inputs_affect_the_deviation(model: Path) -> None:
     np.savez(model.parent / "x.npz", x=rng.standard_normal((40, 3, 8, 8)).astype(np.float32), labels=np.arange(40) % 5)
     row = run(model.parent, model, "--keep", "1,0.5", *QUICK, "--calib", "x.npz")
     whole, half = (point["deviation"] for point in points(row))
-    assert (half["on"], half["samples"], half["metric"]["name"]) == ("held-out samples", 8, "top-1 accuracy")
+    assert (half["on"], half["samples"], half["metric"]["name"]) == ("held-out samples", 40, "top-1 accuracy")
     assert half["relative_l2"] > 0
     assert (whole["on"], whole["relative_l2"]) == ("nothing: it is the original", 0)
     assert "not accuracy" not in " ".join(row["warnings"])

@@ -55,19 +55,22 @@ SampleSource = Path | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class EveryNth:
-    """Every ``every``-th sample if ``held_out``, otherwise all others."""
+    """Every ``every``-th sample from ``first`` on if ``held_out``, otherwise all others; ``first`` < ``every``."""
 
     held_out: bool
     every: int
+    first: int
 
     def size(self, count: int) -> int:
         """Return the number of samples selected from ``count``."""
-        held_out = count // self.every
+        held_out = (count + self.every - 1 - self.first) // self.every
         return held_out if self.held_out else count - held_out
 
     def source_index(self, k: int, count: int) -> int:
         """Return the index of the ``k``-th selected sample among ``count``."""
-        return k * self.every + self.every - 1 if self.held_out else k + k // (self.every - 1)
+        if self.held_out:
+            return k * self.every + self.first
+        return k + (k + self.every - 1 - self.first) // (self.every - 1)
 
 
 @dataclass(frozen=True)
@@ -139,11 +142,12 @@ class Dataset:
                 sha.update(repr(value.tolist()).encode() if value.dtype.kind == "O" else value.tobytes())
         return sha.hexdigest()
 
-    def part(self, held_out: bool, every: int = 5) -> Dataset:
-        """Select every ``every``-th sample (index % every == every - 1), or all others; the result may be empty."""
+    def part(self, held_out: bool, every: int = 5, first: int | None = None) -> Dataset:
+        """Select every ``every``-th sample from ``first`` on (by default every - 1), or all others; may be empty."""
         if every < 2:
             raise ValueError(f"one sample in {every} cannot be held out")
-        return replace(self, selections=(*self.selections, EveryNth(held_out, every)))
+        selection = EveryNth(held_out, every, every - 1 if first is None else first)
+        return replace(self, selections=(*self.selections, selection))
 
     def subsample(self, count: int) -> Dataset:
         """Select at most ``count`` samples, evenly spaced over the data."""

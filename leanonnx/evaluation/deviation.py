@@ -124,9 +124,7 @@ def compare_outputs(
     if not samples:
         raise DataError(f"{data.files[0].title}: no samples to compare on; give more data")
     sums = [DeviationSums(model, axes or {}) for _ in candidates]
-    for feed, label, wanted, others in run_side_by_side(model, original, candidates, data, batch, replaced):
-        for one, computed in zip(sums, others, strict=True):
-            one.add(feed, wanted, computed, label)
+    add_deviations(sums, model, original, candidates, data, batch, replaced)
     return [one.fidelity(samples, data.label_name) for one in sums]
 
 
@@ -178,6 +176,21 @@ class DeviationSums:
             before_interval=first,
             after_interval=second,
         )
+
+
+def add_deviations(
+    sums: Sequence[DeviationSums],
+    model: Model,
+    original: Source,
+    candidates: Sequence[Source],
+    data: Dataset,
+    batch: int,
+    replaced: ElementTypes,
+) -> None:
+    """Add the runs on all samples to the sums of each candidate; arguments and errors as in ``compare_outputs``."""
+    for feed, label, wanted, others in run_side_by_side(model, original, candidates, data, batch, replaced):
+        for one, computed in zip(sums, others, strict=True):
+            one.add(feed, wanted, computed, label)
 
 
 def run_side_by_side(

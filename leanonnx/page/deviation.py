@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from leanonnx.formatting import UNIT_SPACE, count_text, percent_text
-from leanonnx.reporting.remarks import interval_text, metric_text, percent_interval
+from leanonnx.reporting.remarks import cross_fit_text, interval_text, metric_text, percent_interval
 from leanonnx.reporting.reports import CompressionReport
 from leanonnx.reporting.rows import OutputDeviation, WorstChannel
 
@@ -73,10 +73,17 @@ def deviations(report: CompressionReport) -> Deviations | None:
         outputs=tuple(outputs[:MAX_DRAWN_OUTPUTS]),
         before=first,
         steps=" and ".join(steps),
-        samples=count_text(final.samples, "held-out sample" if report.is_held_out else "sample"),
+        samples=_samples(report, final.samples),
         metric=f"By the labels, {metric_text(metric)}" if metric else "",
         missing=max(0, len(outputs) - MAX_DRAWN_OUTPUTS),
     )
+
+
+def _samples(report: CompressionReport, count: int) -> str:
+    """The samples that the deviation was measured on."""
+    if report.parts:
+        return f"{cross_fit_text(count, report.parts)} (each part by weights that were fitted to the others)"
+    return count_text(count, "held-out sample" if report.is_held_out else "sample")
 
 
 def _share(value: float | None, largest: float) -> float:

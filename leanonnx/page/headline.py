@@ -16,7 +16,7 @@ from leanonnx.formatting import (
     printable_name,
 )
 from leanonnx.reporting.costs import CostChange
-from leanonnx.reporting.remarks import interval_text, percent_interval
+from leanonnx.reporting.remarks import cross_fit_text, interval_text, percent_interval
 from leanonnx.reporting.reports import CompressionReport
 from leanonnx.reporting.rows import FidelityRow, LatencyRow, OutputDeviation, ProofRow
 from leanonnx.reporting.summary import Mood, SummaryContext, summarise, worst_output
@@ -109,6 +109,8 @@ def _accuracy(report: CompressionReport) -> str:
 
 
 def _samples(report: CompressionReport, deviation: FidelityRow) -> str:
+    if report.parts:
+        return cross_fit_text(deviation.samples, report.parts)
     return f"{count_text(deviation.samples, 'sample')}{' held out' if report.is_held_out else ''}"
 
 

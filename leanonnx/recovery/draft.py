@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,12 +23,13 @@ from leanonnx.graph.model import check_model
 from leanonnx.graph.storage import write_model
 from leanonnx.numeric.arrays import Floats
 from leanonnx.numeric.channel_ids import Mask
-from leanonnx.recovery.acceptance import first_improvement
+from leanonnx.recovery.acceptance import first_improvement, is_improvement
+from leanonnx.recovery.crossfit import cross_fit, cross_fit_parts
 from leanonnx.recovery.passes import recover_in_passes
-from leanonnx.recovery.recover import RefitLayer
+from leanonnx.recovery.recover import RecoveryResult, RefitLayer
 from leanonnx.recovery.targets import FLOAT_BYTES
 from leanonnx.runtime.sessions import RunFailed
-from leanonnx.system.clock import Clock
+from leanonnx.system.clock import Clock, StageProgress
 
 ADVISED_SAMPLES = 128
 """Number of samples below which more would improve the accuracy much."""
@@ -52,6 +54,8 @@ class Recovery:
         recovered: deviation after recovery; None if no recovery was asked for.
         kept: True if the recovered weights were kept.
         layers: changes by layer.
+        parts: number of parts of all samples on which the deviations were measured instead, each part after a recovery
+            without it; 0 for the samples held out.
     """
 
     samples: int
@@ -60,6 +64,7 @@ class Recovery:
     recovered: Fidelity | None
     kept: bool
     layers: tuple[RefitLayer, ...]
+    parts: int = 0
 
     @property
     def final(self) -> Fidelity:
@@ -80,9 +85,13 @@ def split_within_memory(
     dag: ChannelDag, data: Dataset, effort: Effort = EFFORTS[DEFAULT_EFFORT]
 ) -> tuple[Dataset, Dataset | None]:
     """``split_held_out`` of the samples that the effort allows, evenly spaced; fewer if the activations take much."""
+    return split_held_out(_samples_within_memory(dag, data, effort))
+
+
+def _samples_within_memory(dag: ChannelDag, data: Dataset, effort: Effort) -> Dataset:
     fixed = data.fixed_batch or 1
     room = max(1, MAX_ACTIVATION_BYTES // peak_activation_bytes(dag)) * fixed
-    return split_held_out(data.subsample(max(min(room, effort.max_samples), fixed)))
+    return data.subsample(max(min(room, effort.max_samples), fixed))
 
 
 def calibration_batch(dag: ChannelDag, data: Dataset) -> int:
@@ -107,6 +116,7 @@ def recover_from_data(
     *,
     effort: Effort = EFFORTS[DEFAULT_EFFORT],
     deadline: Deadline = NO_DEADLINE,
+    cross_fits: bool = False,
 ) -> Recovery:
     """Refit the weights of a pruned model to data.
 
@@ -121,53 +131,97 @@ def recover_from_data(
         clock: times the stages.
         effort: bounds the samples and the rows of regressions.
         deadline: no layer is refitted after it.
+        cross_fits: where few samples are held out, measure the deviation on all of them (``crossfit``).
 
     Raises:
         DataError: a network cannot be run on the data.
         ProofFailed: the pruned network does not run on the data, or the recovered one is not valid.
     """
-    fitted, held = split_within_memory(dag, data, effort)
-    compare_on = partial(_deviations, dag, held or data)
-    spared = held.count if held else 0
+    samples = _samples_within_memory(dag, data, effort)
+    fitted, held = split_held_out(samples)
+    parts = cross_fit_parts(dag, samples, effort) if cross_fits and held and not deadline.has_passed else ()
     if not refit:
+        held = samples if parts else held
         with clock.stage("compare"):
-            (removed,) = compare_on([pruned])
+            (removed,) = _deviations(dag, held or data, [pruned])
+        spared = held.count if held else 0
         return Recovery(samples=0, held_out=spared, removed=removed, recovered=None, kept=False, layers=())
+    fit = partial(_refit, dag, alive, pruned, seed, effort, deadline)
+    begin = deadline.now()
     with clock.stage("recover") as on_progress:
-        batch = calibration_batch(dag, fitted)
-        result = recover_in_passes(
-            dag,
-            alive,
-            onnx.load(pruned),
-            lambda: fitted.feeds(batch),
-            lambda: held.feeds(batch) if held else (),
-            lambda proto: _distance(compare_on([proto])[0]),
-            seed,
-            on_progress,
-            effort=effort,
-            deadline=deadline,
-        )
+        result = fit(samples, on_progress)
         write_model(result.proto, target, external=bool(dag.model.external_files))
+    seconds = deadline.now() - begin
     with clock.stage("compare"):
         try:
             check_model(target)
         except ModelError as error:
             raise ProofFailed(f"the recovered model is not valid ({error}); nothing written") from error
+        compare_on = partial(_deviations, dag, held or data)
         accepted, (removed, recovered) = first_improvement(pruned, [(target, 1.0)], compare_on, _distance)
-    return Recovery(
+    recovery = Recovery(
         samples=fitted.count,
-        held_out=spared,
+        held_out=held.count if held else 0,
         removed=removed,
         recovered=recovered,
         kept=accepted is not None,
         layers=result.layers,
     )
+    if not parts or len(parts) * seconds > deadline.left():
+        return recovery
+    with clock.stage("recover") as on_progress, _runs_on_data():
+        by_parts = cross_fit(dag, pruned, parts, lambda *args: fit(*args).proto, deadline, on_progress)
+    return _judged_by_parts(recovery, by_parts, len(parts))
+
+
+def _refit(
+    dag: ChannelDag,
+    alive: Mask,
+    pruned: Path,
+    seed: int,
+    effort: Effort,
+    deadline: Deadline,
+    samples: Dataset,
+    on_progress: StageProgress,
+) -> RecoveryResult:
+    """Refit the weights of a pruned model to samples, some of which are held out; arguments as above."""
+    fitted, held = split_held_out(samples)
+    batch = calibration_batch(dag, fitted)
+    return recover_in_passes(
+        dag,
+        alive,
+        onnx.load(pruned),
+        lambda: fitted.feeds(batch),
+        lambda: held.feeds(batch) if held else (),
+        lambda proto: _distance(_deviations(dag, held or samples, [proto])[0]),
+        seed,
+        on_progress,
+        effort=effort,
+        deadline=deadline,
+    )
+
+
+def _judged_by_parts(recovery: Recovery, deviations: Sequence[Fidelity] | None, parts: int) -> Recovery:
+    """A recovery with the deviations of cross-fitting, which decide if it is kept, unless its own is infinite."""
+    if deviations is None or recovery.recovered is None:
+        return recovery
+    removed, recovered = deviations
+    is_finite = math.isfinite(_distance(recovery.recovered))
+    kept = is_finite and is_improvement(_distance(removed), _distance(recovered))
+    return replace(recovery, removed=removed, recovered=recovered, kept=kept, parts=parts)
 
 
 def _deviations(dag: ChannelDag, data: Dataset, models: Sequence[Source]) -> list[Fidelity]:
     """Deviations of compressed models from the original, which have to run."""
-    try:
+    with _runs_on_data():
         return deviations_from_teacher(dag, data, models)
+
+
+@contextmanager
+def _runs_on_data() -> Iterator[None]:
+    """Turn the failure of a compressed model into one of the proof."""
+    try:
+        yield
     except RunFailed as error:
         raise ProofFailed(f"the compressed model does not run on the data ({error}); nothing written") from error
 

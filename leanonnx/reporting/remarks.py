@@ -115,7 +115,14 @@ def uncounted_remarks(names: Sequence[str]) -> list[str]:
 
 def sample_text(row: RecoveryRow) -> str:
     """The number of samples on which the deviation was measured, and whether they were held out."""
+    if row.parts:
+        return cross_fit_text(row.deviation.samples, row.parts)
     return count_text(row.deviation.samples, f"{'held-out ' if row.held_out else ''}sample")
+
+
+def cross_fit_text(samples: int, parts: int) -> str:
+    """The samples of cross-fitting over parts."""
+    return f"all {count_text(samples, 'sample')} by cross-fitting over {parts} parts"
 
 
 def metric_text(metric: MetricChange) -> str:

@@ -49,7 +49,9 @@ class RecoveryRow:
 
     Attributes:
         samples: number of samples that weights were fitted to.
-        held_out: number of samples that the deviation was measured on, if others.
+        held_out: number of other samples; the deviation was measured on these, if there are any and no ``parts``.
+        parts: number of parts of all samples, if the deviation was measured on each after a fit to the others
+            (cross-fitting); else 0.
         effort, minutes: the work that calibration might take, and the limit on its time.
         kept: the weights that were fitted are those of the result.
         deviation: of the result.
@@ -59,6 +61,7 @@ class RecoveryRow:
 
     samples: int
     held_out: int
+    parts: int
     effort: str
     minutes: float | None
     kept: bool
@@ -275,6 +278,12 @@ class CompressionReport:
         if self.quantisation is not None and self.quantisation.kept:
             return self.quantisation.held_out > 0
         return self.recovery is not None and self.recovery.held_out > 0
+
+    @property
+    def parts(self) -> int:
+        """Number of parts of all samples, if the deviation was measured by cross-fitting; else 0."""
+        is_integer = self.quantisation is not None and self.quantisation.kept
+        return 0 if self.recovery is None or is_integer else self.recovery.parts
 
     @property
     def weights_changed(self) -> bool:

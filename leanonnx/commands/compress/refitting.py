@@ -118,6 +118,7 @@ def _recover(candidate: Candidate, target: Path) -> Recovery | DataFreeRecovery 
             job.clock,
             effort=job.effort,
             deadline=job.deadline,
+            cross_fits=not options.int8 and not options.tolerances.limits and job.dag.teacher is None,
         )
     if not options.recovers:
         return None

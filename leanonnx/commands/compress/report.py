@@ -182,6 +182,7 @@ def _recovery_row(recovery: Recovery | None, options: Mapping[str, Any]) -> Reco
     return RecoveryRow(
         samples=recovery.samples,
         held_out=recovery.held_out,
+        parts=recovery.parts,
         effort=options["effort"],
         minutes=options.get("minutes"),
         kept=recovery.kept,
