@@ -111,7 +111,7 @@ def test_an_optional_stage_without_a_change_is_not_checked(candidate: Candidate)
 def test_only_the_first_stages_depend_on_exact(exact: bool) -> None:
     names = [getattr(stage, "__name__", "") for stage in stages(Options(exact=exact))]
     first = ["choose_lossless"] if exact else ["remove_branches", "choose_channels"]
-    rest = ["prune_channels", "stage", "prove_equal", "recover_weights", "judge_result", "confirm_size"]
+    rest = ["prune_channels", "stage", "prove_equal", "recover_weights", "judge_result", "confirm_size", "prove_twice"]
     assert names == [*first, *rest, "time_candidate"]
 
 
