@@ -108,20 +108,31 @@ def protocol() -> str:
     lines = []
     for way, row in data["totals"].items():
         name = names.get(way, f"{way} {peers.get(way, '')}".strip())
-        columns = ("models", "same", "changed", "invalid", "crashed", "refused", "classifiers")
+        columns = ("models", "same", "own_noise", "changed", "invalid", "crashed", "refused", "classifiers")
         lines.append(
             [name, *(str(row.get(column, 0)) for column in columns), str(row["classifiers_with_another_top1"])]
         )
-    head = ["", "models", "same outputs", "changed", "invalid", "crashed", "refused", "classifiers", "another top-1"]
+    head = [
+        "",
+        "models",
+        "same outputs",
+        "by no more than its own noise",
+        "changed",
+        "invalid",
+        "crashed",
+        "refused",
+        "classifiers",
+        "another top-1",
+    ]
     dead = [row["model"] for row in data["rows"] if not row["runs"]]
     text = f"{table(head, lines)}\n\n{len(data['rows'])} models"
-    text += f"; {', '.join(dead)} do not run in onnxruntime as they are and are left out" if dead else ""
+    text += f"; {', '.join(dead)} could not be run by the judge as they are, and are left out" if dead else ""
     other = [
         f"{row['model']} ({names[way].rpartition(', against')[0] or names[way]}): {row[way]['status']}"
         + (f", {row[way]['message']}" if row[way].get("message") else "")
         for row in data["rows"]
         for way in names
-        if row["runs"] and row[way]["status"] != "same"
+        if row["runs"] and row[way]["status"] not in ("same", "own noise")
     ]
     return text + (".\n\n" + "\n".join(f"- {each}" for each in other) if other else ".")
 
