@@ -19,6 +19,7 @@ from tests.helpers import COMMAND, build
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
 
 from leanonnx.commands.compress.options import CompressOptions as Compression
+from leanonnx.commands.finetune.checkpoint import read_checkpoint
 from leanonnx.commands.finetune.driver import run_finetune
 from leanonnx.commands.finetune.module import TorchNetwork
 from leanonnx.commands.finetune.options import FinetuneOptions
@@ -89,6 +90,13 @@ def test_too_large_a_rate_is_corrected_on_the_way(pair: dict[str, Path]) -> None
     assert result is not None and result.training.best_epoch > 0
     assert result.training.after < result.training.before
     assert max(loss for _, loss in result.training.history) > 2 * result.training.before
+
+
+@pytest.mark.parametrize("content", [b"", b"K", b"j", b"jj\x14\x14\x14", b"PK\x05\x06"])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "run.pt").write_bytes(content)
+    with pytest.raises(OptionError, match="no checkpoint of leanonnx"):
+        read_checkpoint(tmp_path / "run.pt", "run")
 
 
 def test_a_checkpoint_of_another_run_is_refused(pair: dict[str, Path], tmp_path: Path) -> None:
