@@ -45,7 +45,7 @@ def run_target(name: str, python: Path, folder: Path, seconds: int) -> Row:
         row[key] = int(matches[-1]) if matches else None
     row["findings"] = sorted(path.name for path in findings.iterdir())
     if row["runs"] is None:
-        row["message"] = done.stderr[-1000:]
+        row["message"] = next(iter(done.stderr.strip().splitlines()[-1:]), "")
     return row
 
 
