@@ -29,7 +29,7 @@ from leanonnx.quantization.qdq import quantised_model
 from leanonnx.quantization.ranges import observe_activations, ranges_by
 from leanonnx.quantization.simulation import simulation_of
 from leanonnx.quantization.weights import nearest_weights
-from leanonnx.runtime.sessions import run
+from leanonnx.runtime.sessions import RunFailed, run
 from tests import graphs
 from tests.calibrated import analysed, net, normal_feeds
 from tests.helpers import CALIBRATION, CNN, build, called, called_json, refused, saved
@@ -174,6 +174,29 @@ def test_floats_are_kept_if_integers_are_not_faster(
     assert any(says in text and "the float network was kept" in text for text in result.warnings) == (not kept)
     if not kept:
         assert (small / "o.onnx").read_bytes() == (small / "m.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "code"),
+    [
+        ("check_model", ModelError("m.onnx: the ONNX checker refuses the model: Unable to open proto file"), 2),
+        ("steps_from_simulation", RunFailed("INVALID_PROTOBUF: Protobuf parsing failed."), 2),
+        ("choose_int8", RunFailed("INVALID_PROTOBUF: Protobuf parsing failed."), 2),
+        ("steps_from_simulation", RunFailed("NOT_IMPLEMENTED: no kernel"), 0),
+    ],
+)
+def test_a_failing_disk_does_not_make_the_result_float(
+    small: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: Exception, code: int
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    np.savez(small / "x.npz", x=CALIBRATION)
+    monkeypatch.setattr(quantising, step, fail)
+    done = called("compress", small / "m.onnx", small / "o.onnx", "--int8", "--calib", small / "x.npz")
+    assert done.returncode == code
+    assert ("o.onnx: cannot be written: Input/output error" in done.stderr) == (code == 2)
+    assert (small / "o.onnx").exists() == (code == 0)
 
 
 @pytest.mark.parametrize("listed", [["w"], ["w", "v"]])

@@ -43,6 +43,8 @@ MACHINE_ERRORS = {errno.EIO, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EMFI
 MAGIC_BYTES = 8
 ARRAY_MAGIC, PICKLE_MAGIC, HDF5_MAGIC, TFLITE_MAGIC = b"\x93NUMPY", b"\x80\x02", b"\x89HDF", b"TFL3"
 """Beginnings of files of other formats; that of TensorFlow Lite stands behind four bytes."""
+UNREADABLE_TEXTS = ("Unable to open", "Protobuf parsing failed")
+"""Parts of the messages of onnx and onnxruntime on a file that cannot be read, or is read in part."""
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -323,6 +325,12 @@ def raise_if_machine_failed(error: BaseException | str) -> None:
     match = SYSTEM_ERROR.search(text)
     if match and int(match[1]) in MACHINE_ERRORS:
         raise OSError(int(match[1]), os.strerror(int(match[1])))
+
+
+def raise_if_unreadable(error: BaseException, path: Path) -> None:
+    """Raise an OSError if a library says that it cannot read a file, which leanonnx has written itself."""
+    if any(text in str(error) for text in UNREADABLE_TEXTS):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
 
 
 def first_line(error: BaseException) -> str:

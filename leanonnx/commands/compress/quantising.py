@@ -19,7 +19,7 @@ from leanonnx.errors import ModelError, ProofFailed
 from leanonnx.evaluation.judgement import judge
 from leanonnx.evaluation.tolerances import Look, reading_text
 from leanonnx.graph.formats import float_types
-from leanonnx.graph.model import Model, check_model
+from leanonnx.graph.model import Model, check_model, raise_if_unreadable
 from leanonnx.graph.storage import write_model
 from leanonnx.quantization.agreement import MAX_STEPS, fusion_excess, integer_nodes, steps_from_simulation
 from leanonnx.quantization.choice import MAX_ADDED_ERROR, choose_int8
@@ -107,6 +107,7 @@ def _draft(candidate: Candidate, kind: Int8Format, fitted: Dataset, held: Datase
             time_it = partial(_time_integers, candidate) if job.options.measures else None
             choice = choose_int8(job.dag, prepared, fitted, held, kind, progress, time_it)
         except RunFailed as error:
+            raise_if_unreadable(error, path)
             return _Draft(replace(evidence, reason=str(error)))
     evidence = replace(
         evidence,
@@ -157,6 +158,7 @@ def _with_proof(candidate: Candidate, draft: _Draft, target: Path, data: Dataset
                 )
                 warnings.append(Caution("weakened", text))
     except (ModelError, RunFailed) as error:
+        raise_if_unreadable(error, target)
         return replace(draft, evidence=replace(evidence, reason=str(error)))
     evidence = replace(evidence, steps=steps, nodes=nodes, before=before, after=after)
     ruined, sound = judge(after), judge(before)
