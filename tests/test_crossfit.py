@@ -23,7 +23,7 @@ from leanonnx.recovery.passes import recover_in_passes
 from leanonnx.recovery.recover import RecoveryResult
 from leanonnx.system.clock import Clock, ignore_progress
 from tests.calibrated import draft as pruned
-from tests.calibrated import keep, net
+from tests.calibrated import keep, net, smooth_images
 from tests.helpers import called_json, cli, saved
 
 MODEL = net(
@@ -35,18 +35,11 @@ MODEL = net(
 FRESH = 2000
 
 
-def inputs(count: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Smooth images, of which a network can leave something out."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.standard_normal((count, 3, 3, 3)).repeat(3, 2).repeat(3, 3)[:, :, :8, :8]
-    return (coarse + 0.3 * rng.standard_normal((count, 3, 8, 8))).astype(np.float32)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A classifier, and few inputs."""
     saved(MODEL, tmp_path / "m.onnx")
-    np.savez(tmp_path / "few.npz", x=inputs(24))
+    np.savez(tmp_path / "few.npz", x=smooth_images(24))
     return tmp_path
 
 
@@ -64,7 +57,7 @@ def test_the_report_says_how_all_samples_were_used(folder: Path) -> None:
     assert (row["samples"], row["held_out"], row["parts"]) == (20, 4, CROSS_FIT_PARTS)
     assert row["deviation"]["samples"] == row["removed"]["samples"] == 24
     low, high = row["deviation"]["outputs"]["y"]["intervals"]["top1"]
-    assert low < agreement(folder, inputs(FRESH, 99)) < high
+    assert low < agreement(folder, smooth_images(FRESH, 99)) < high
     shown = cli(*command, folder / "few.npz", "--report", folder / "page.html")
     words = f"all 24 samples by cross-fitting over {CROSS_FIT_PARTS} parts"
     assert f"Deviation from the original on {words}, before → after recovery" in shown.stdout
@@ -106,7 +99,7 @@ class Case:
         self.folder, self.dag = folder, load_dag(folder / "m.onnx")
         self.alive = keep(self.dag, "h", range(0, 16, 3))
         saved(pruned(self.dag, self.alive), folder / "pruned.onnx")
-        self.data = open_data({"x": inputs(samples, seed)}, self.dag.model, self.dag.shapes)
+        self.data = open_data({"x": smooth_images(samples, seed)}, self.dag.model, self.dag.shapes)
 
     def recover(self, **options: Any) -> tuple[Recovery, bytes]:
         """The recovery, and the file that it has written."""
@@ -124,7 +117,10 @@ def test_the_agreement_is_nearer_to_that_on_fresh_samples(folder: Path, few: int
         case = Case(folder, few, seed)
         evidence, _ = case.recover(cross_fits=True)
         shutil.copyfile(folder / ("recovered.onnx" if evidence.kept else "pruned.onnx"), folder / "o.onnx")
-        truth, spared = agreement(folder, inputs(FRESH, 1000 + seed)), agreement(folder, inputs(few, seed)[4::5])
+        truth, spared = (
+            agreement(folder, smooth_images(FRESH, 1000 + seed)),
+            agreement(folder, smooth_images(few, seed)[4::5]),
+        )
         reported = evidence.final.outputs[0].top1
         assert reported is not None and evidence.final.samples == few
         errors.append([reported - truth, spared - truth])
@@ -172,7 +168,7 @@ def test_parts_are_bounded_in_samples_and_work(folder: Path) -> None:
     macs = cost_model(dag)(dag.all_alive).macs
 
     def parts(count: int, effort: Effort = EFFORTS["normal"], fixed: int | None = None) -> int:
-        data = open_data({"x": inputs(count)}, dag.model, dag.shapes)
+        data = open_data({"x": smooth_images(count)}, dag.model, dag.shapes)
         return len(cross_fit_parts(dag, replace(data, fixed_batch=fixed), effort))
 
     assert [parts(count) for count in (4, 5, 319, 320)] == [0, CROSS_FIT_PARTS, CROSS_FIT_PARTS, 0]

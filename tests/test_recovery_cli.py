@@ -24,7 +24,7 @@ from leanonnx.recovery.recover import RecoveryResult
 from leanonnx.runtime.sessions import RunFailed, open_session
 from leanonnx.selection.metrics import Budget
 from leanonnx.surgery.plan import load_plan
-from tests.calibrated import net
+from tests.calibrated import net, smooth_images
 from tests.helpers import Options, build, called, called_json, cli, refused, saved, saved_external, tree
 
 MODEL = net(
@@ -36,18 +36,11 @@ KEYS = {"samples", "held_out", "parts", "effort", "minutes", "kept", "deviation"
 ZOO = Path(__file__).parents[2] / "shared" / "zoo"
 
 
-def inputs(count: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Smooth images, of which a network can leave something out."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.standard_normal((count, 3, 3, 3)).repeat(3, 2).repeat(3, 3)[:, :, :8, :8]
-    return (coarse + 0.3 * rng.standard_normal((count, 3, 8, 8))).astype(np.float32)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A model, inputs and inputs with labels that the model agrees with."""
     saved(MODEL, tmp_path / "m.onnx")
-    x = inputs(200)
+    x = smooth_images(200)
     y = ort.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"x": x})[0].argmax(1)
     np.savez(tmp_path / "x.npz", x=x)
     np.savez(tmp_path / "xy.npz", x=x, labels=y)
@@ -63,7 +56,7 @@ def command(folder: Path, *options: object, calib: str = "x.npz") -> tuple[objec
 
 def error(folder: Path, seed: int = 99) -> float:
     """Relative deviation of the result on inputs that nobody has seen."""
-    x = inputs(100, seed)
+    x = smooth_images(100, seed)
     found = [ort.InferenceSession(str(folder / name)).run(None, {"x": x})[0] for name in ("m.onnx", "out.onnx")]
     return float(np.linalg.norm(found[0] - found[1]) / np.linalg.norm(found[0]))
 
@@ -210,14 +203,14 @@ def test_a_batch_that_is_free_in_name_only(tmp_path: Path, calib: tuple[str, ...
         ),
         tmp_path / "m.onnx",
     )
-    np.savez(tmp_path / "x.npz", x=inputs(200))
+    np.savez(tmp_path / "x.npz", x=smooth_images(200))
     done = called("compress", "m.onnx", "out.onnx", "--keep", 0.5, *calib, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("method", ["auto", "lean"])
 def test_data_that_are_not_finite_are_refused(folder: Path, method: str) -> None:
-    x = inputs(30)
+    x = smooth_images(30)
     x[7, 0, 0, 0] = np.nan
     np.savez(folder / "bad.npz", x=x)
     args = command(folder, "--keep", 0.5, "--method", method, calib="bad.npz")
@@ -225,7 +218,7 @@ def test_data_that_are_not_finite_are_refused(folder: Path, method: str) -> None
 
 
 def test_data_of_another_shape_are_refused(folder: Path) -> None:
-    np.savez(folder / "bad.npz", x=inputs(30)[:, :2])
+    np.savez(folder / "bad.npz", x=smooth_images(30)[:, :2])
     refused(folder, *command(folder, "--keep", 0.5, calib="bad.npz"), says=("bad.npz", "[30, 2, 8, 8]"))
     with pytest.raises(DataError):
         pipeline.compress_file(
@@ -282,7 +275,7 @@ def test_a_fixed_batch_that_hardly_fits_into_memory(tmp_path: Path, monkeypatch:
     for value in (proto.graph.input[0], proto.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_value = 8
     saved(proto, tmp_path / "m.onnx")
-    np.savez(tmp_path / "x.npz", x=inputs(200))
+    np.savez(tmp_path / "x.npz", x=smooth_images(200))
     bare = called_json(*command(tmp_path, "--keep", 0.5))["recovery"]
     assert (bare["samples"], bare["held_out"]) == (160, 40)
     monkeypatch.setattr(drafts, "MAX_ACTIVATION_BYTES", 1)
