@@ -82,8 +82,7 @@ def test_check_tells_which_model_and_what_its_gates_compare(folder: Path, satura
 def test_networks_too_large_to_optimise_are_compared_by_plain_kernels(
     folder: Path, saturating: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("leanonnx.commands.check.telling.MANY_NODES", 1)
-    monkeypatch.setattr("leanonnx.commands.compress.notes.MANY_NODES", 1)
+    monkeypatch.setattr("leanonnx.proof.proof.MANY_NODES", 1)
     row = called_json("check", folder / "m.onnx", folder / "i.onnx", "--max-deviation", 9)
     assert any("the gates and deviations compare the outputs of the plain kernels" in each for each in row["notes"])
     words = ("compress", folder / "i.onnx", tmp_path / "o.onnx", "--keep", 0.5, "--align", 1)

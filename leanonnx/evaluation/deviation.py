@@ -32,7 +32,7 @@ from leanonnx.formatting import count_text
 from leanonnx.graph.formats import ElementTypes, Source, convert_feed, stand_in
 from leanonnx.graph.model import Model
 from leanonnx.numeric.arrays import Array
-from leanonnx.proof.proof import MANY_NODES
+from leanonnx.proof.proof import is_optimised
 from leanonnx.runtime.sessions import Feed, RunFailed, Session, open_session, run_session, translate_errors
 from leanonnx.system.notebook import (
     Estimate,
@@ -228,7 +228,7 @@ def open_sessions(model: Model, sources: Sequence[Source], replaced: ElementType
     Raises:
         RunFailed: onnxruntime cannot load one of them.
     """
-    optimise = len(model.proto.graph.node) <= MANY_NODES
+    optimise = is_optimised(model)
     with ExitStack() as stack:
         with translate_errors():
             sides = [stand_in(source, replaced) for source in sources]

@@ -94,6 +94,11 @@ class Proof:
     to_csv = result_csv
 
 
+def is_optimised(model: Model) -> bool:
+    """True if onnxruntime optimises the graphs that are compared with a model, fused kernels included."""
+    return len(model.proto.graph.node) <= MANY_NODES
+
+
 def compare_with_reference(
     model: Model,
     reference: Source,
@@ -132,7 +137,7 @@ def compare_with_reference(
         )
         numbers = original
     kind = number_format(numbers)
-    fused = len(model.proto.graph.node) <= MANY_NODES
+    fused = is_optimised(model)
     sides = Sides(
         original=original,
         reference=reference,

@@ -53,7 +53,7 @@ from leanonnx.graph.formats import ElementTypes, convert_feed, stand_in
 from leanonnx.graph.model import Model, load
 from leanonnx.inputs.random import INPUT_KINDS, random_inputs
 from leanonnx.numeric.arrays import Array
-from leanonnx.proof.proof import MANY_NODES
+from leanonnx.proof.proof import is_optimised
 from leanonnx.reporting.builders import fidelity_row
 from leanonnx.reporting.remarks import metric_text
 from leanonnx.runtime.free_axes import InputShapes
@@ -332,7 +332,7 @@ def _repeats(model: Model, feed: Feed, replaced: ElementTypes) -> bool:
         RunFailed: onnxruntime cannot load or run the model.
     """
     fed = convert_feed(feed, replaced)
-    optimise = len(model.proto.graph.node) <= MANY_NODES
+    optimise = is_optimised(model)
     first, second = run(stand_in(model.path, replaced), [fed, fed], optimise, model.libraries)
     return all(_same_bytes(a, b) for a, b in zip(first, second, strict=True))
 

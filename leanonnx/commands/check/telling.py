@@ -13,7 +13,7 @@ from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import captured_names
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
-from leanonnx.proof.proof import MANY_NODES
+from leanonnx.proof.proof import is_optimised
 from leanonnx.quantization.saturation import fused_difference, saturation_warnings
 
 TRANSPARENT_OPERATORS = names_with(Trait.INJECTIVE)
@@ -83,5 +83,5 @@ def integer_notes(models: tuple[Model, Model], inputs: Mapping[str, Dataset]) ->
     feed = next(data.feeds(batch_size(data)))
     names = ("BASE", "NEW")
     differences = {name: fused_difference(each, each.path, [feed]) for name, each in zip(names, models, strict=True)}
-    kernels = "plain" if len(models[0].proto.graph.node) > MANY_NODES else "fused"
+    kernels = "fused" if is_optimised(models[0]) else "plain"
     return saturation_warnings(differences, f"the gates and deviations compare the outputs of the {kernels} kernels")

@@ -10,7 +10,7 @@ from leanonnx.evaluation.plausibility import data_remarks
 from leanonnx.formatting import count_text
 from leanonnx.graph.model import Model, constant_bytes
 from leanonnx.graph.view import default_initializers
-from leanonnx.proof.proof import MANY_NODES
+from leanonnx.proof.proof import is_optimised
 from leanonnx.quantization.saturation import fused_difference, saturation_warnings
 from leanonnx.recovery.draft import ADVISED_SAMPLES, Recovery
 from leanonnx.recovery.recover import OUT_OF_TIME
@@ -173,6 +173,6 @@ def _integer_warnings(candidate: Candidate) -> tuple[str, ...]:
         return ()
     feed = next(job.data.feeds(batch_size(job.data))) if job.data else job.dag.observation.feeds
     compared = "the proof compares plain kernels as well, a deviation the fused ones"
-    if len(model.proto.graph.node) > MANY_NODES:  # which take too long to optimise
+    if not is_optimised(model):
         compared = "the proof and a deviation compare the plain kernels"
     return saturation_warnings({"the result": fused_difference(model, candidate.path, [feed])}, compared)
