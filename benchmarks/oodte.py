@@ -38,7 +38,7 @@ VERSIONS = "import importlib.metadata as m, json; print(json.dumps({n: m.version
 
 
 def judge_apart(original: Path, result: Path, plan: Path | None, data: Path | None, sizes: Row) -> Row:
-    """What became of a model, by a process of its own."""
+    """Judgement on a model, by a process of its own."""
     module: list[str | Path] = [sys.executable, "-m", "benchmarks.oodte_judge", original, result]
     module += ["--sizes", json.dumps(sizes)]
     for name, path in (("--plan", plan), ("--inputs", data)):

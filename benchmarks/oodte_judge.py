@@ -94,7 +94,7 @@ def _computed(original: Path, name: str) -> Array:
 
 
 def _zero_point(readers: Sequence[tuple[onnx.NodeProto, int]], constants: Feed) -> int | None:
-    """What stands for zero in an integer constant; None for one that is no weight, such as a shape."""
+    """The number that stands for zero in an integer constant; None for one that is no weight, such as a shape."""
     points: set[int] = set()
     for node, k in readers:
         slot = ZERO_POINT_SLOTS.get((node.op_type, k))
@@ -198,7 +198,7 @@ def compare(wanted: Sequence[Sequence[Array]], computed: Sequence[Sequence[Array
 
 
 def check(path: Path) -> str:
-    """Why a file is not valid; empty if it is."""
+    """The reason why a file is not valid; empty if it is."""
     try:
         onnx.checker.check_model(str(path), full_check=True)
         _session(path)
@@ -210,7 +210,7 @@ def check(path: Path) -> str:
 def judge(
     original: Path, result: Path, plan: Mapping[str, Any] | None, data: Path | None, sizes: Mapping[str, Sequence[int]]
 ) -> Row:
-    """What became of a model: is it valid, how far are its outputs, and how far is the original from itself."""
+    """Judgement on a model: is it valid, how far are its outputs, and how far is the original from itself."""
     objection = check(result)
     if objection and not check(original):
         return {"status": "invalid", "message": objection}

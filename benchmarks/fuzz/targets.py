@@ -1,4 +1,4 @@
-"""What leanonnx reads from outside, as functions of bytes, with valid inputs that a fuzzer starts from.
+"""Readers of leanonnx as functions of bytes, with valid inputs that a fuzzer starts from.
 
 A target reads its input as the commands do; an exception that is not a ``LeanOnnxError`` is a fault of leanonnx.
 """

@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["leanonnx"]):
 
 
 def place_of(error: BaseException) -> str:
-    """Where in leanonnx an exception was raised, and its type: the identity of a finding."""
+    """Place in leanonnx where an exception was raised, and its type: the identity of a finding."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "leanonnx" in frame.filename]
     last = frames[-1] if frames else traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} in {Path(last.filename).name}, {last.name}"

@@ -51,7 +51,7 @@ class Plan:
 
 
 def missing(provider: Provider) -> str:
-    """Why no model can be timed on a provider here, its libraries looked at first; empty if one can."""
+    """The reason why no model can be timed on a provider here, its libraries looked at first; empty if one can."""
     if reason := abi_fault(provider):
         return reason
     model = ROOT / "models" / "cs_unet.onnx"

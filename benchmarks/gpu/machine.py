@@ -62,7 +62,7 @@ def provider_libraries(provider: str, folder: Path | None = None) -> list[Path]:
 
 
 def abi_fault(provider: str, folder: Path | None = None) -> str:
-    """Why the libraries of a provider do not load, with the package to install; empty if they do."""
+    """The reason why the libraries of a provider do not load, with the package to install; empty if they do."""
     libraries = provider_libraries(provider, folder)
     if provider != "cpu" and not libraries:
         return f"this onnxruntime has no library of the {provider} provider"

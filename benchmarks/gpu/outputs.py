@@ -98,7 +98,7 @@ def observed_in_subprocess(path: Path, setting: Setting, batch: int) -> Row:
 
 
 def fault(row: Row, kind: str) -> str:
-    """Why a model must not be timed, from what was observed; empty if it may."""
+    """The reason why a model must not be timed, from what was observed; empty if it may."""
     if "refused" in row:
         return str(row["refused"])
     if row["fallen_back"]:

@@ -1,4 +1,4 @@
-"""What a branch costs, and what its stand-in costs."""
+"""Costs of a branch and of its stand-in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a keep set costs: kernels, multiply-adds, parameters and bytes of the network after surgery."""
+"""Costs of a keep set: kernels, multiply-adds, parameters and bytes of the network after surgery."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class _SlicedUse:
-    """How one consumer slices a constant of ``size`` elements: by factors on different axes, or by an element mask."""
+    """A consumer of a constant of ``size`` elements, sliced by factors on different axes, or by an element mask."""
 
     size: int
     factors: tuple[ChannelIds, ...]

@@ -44,7 +44,7 @@ def matching_models(given: Sequence[Path] | None, out: Path | None = None) -> tu
 
 
 def result_places(models: Sequence[Path], out: Path, single: Mapping[str, object]) -> dict[Path, Path]:
-    """Where the result of each model is written: ``out``, or under the model's name in the folder ``out``.
+    """Path of the result of each model: ``out``, or under the model's name in the folder ``out``.
 
     Args:
         models: the inputs.

@@ -36,7 +36,7 @@ class Baseline:
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionCounts:
-    """How often each decision was made, by the original and by the candidate."""
+    """Counts of each decision, by the original and by the candidate."""
 
     original: Mapping[Hashable, int]
     candidate: Mapping[Hashable, int]

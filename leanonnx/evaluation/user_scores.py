@@ -83,7 +83,7 @@ class UserScore:
     original: Path
 
     def fall(self, candidate: Path, limit: float, doubt: float) -> ToleranceReading:
-        """How far a candidate scores below the original, with an upper bound.
+        """The drop of a candidate's score below the original's, with an upper bound.
 
         Args:
             candidate: its file.

@@ -13,7 +13,7 @@ from leanonnx.selection.metrics import METRICS
 
 @dataclass(frozen=True, kw_only=True)
 class ToleranceWords:
-    """What they were judged by, the noun of what is minimised, and the name and the text of each number."""
+    """The samples they were judged by, the noun of what is minimised, and the name and the text of each number."""
 
     text: str
     noun: str

@@ -142,7 +142,7 @@ def _why_none(layers: Sequence[Layer]) -> str:
 
 @dataclass(frozen=True)
 class _Search:
-    """What candidates are made from, and compared on."""
+    """The model and samples that candidates are made from, and compared on."""
 
     dag: ChannelDag
     proto: onnx.ModelProto

@@ -21,7 +21,7 @@ AUTO_TARGET = "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Format:
-    """How numbers are stored in 8 bits.
+    """Format of numbers in 8 bits.
 
     Attributes:
         signed_activations: activations are symmetric signed integers, as TensorRT needs; otherwise unsigned ones.

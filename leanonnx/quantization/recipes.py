@@ -18,7 +18,7 @@ CLEAR_ERRORS = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Recipe:
-    """How candidates are made of a float model, whatever layers are in integers.
+    """Way to make candidates of a float model, whatever layers are in integers.
 
     ``errors``: of the candidate with all that can be in integers, on parts of the held-out samples.
     """

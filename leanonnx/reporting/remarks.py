@@ -182,7 +182,7 @@ def _data_free_remarks(row: DataFreeRow | None) -> list[str]:
 
 
 def tolerance_text(row: ToleranceRow) -> str:
-    """What the candidates were judged by."""
+    """The samples and bounds that the candidates were judged by."""
     return (
         f"Tolerances on {count_text(row.samples, 'held-out sample')} that nothing else has seen: value and bound, "
         f"{row.confidence:.0%} sure for all of at most {count_text(row.allowed, 'look')}"

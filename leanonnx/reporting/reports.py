@@ -152,7 +152,7 @@ class LosslessRow:
 
 @dataclass(frozen=True)
 class ReplacedRow:
-    """What the budget alone had chosen, where measuring replaced it by a leaner selection: its costs and its timing.
+    """The selection of the budget alone, where measuring replaced it by a leaner selection: its costs and its timing.
 
     ``costs`` are those of the draft that was timed; its bytes are predicted.
     """

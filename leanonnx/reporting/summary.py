@@ -86,7 +86,7 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class SummaryContext:
-    """What a report does not hold, for the commands of the next step.
+    """Facts that a report does not hold, for the commands of the next step.
 
     Attributes:
         options: those in the plan.
@@ -291,7 +291,7 @@ def _next_step(report: CompressionReport, context: SummaryContext, speed: Statem
 
 
 def _step_to_accuracy(report: CompressionReport, context: SummaryContext, accuracy: Statement) -> str:
-    """What makes a result more accurate that is not known to be accurate."""
+    """The step that makes a result more accurate that is not known to be accurate."""
     recovery, output = report.recovery, context.output
     used = recovery.samples + recovery.held_out if recovery is not None and recovery.samples else 0
     if context.options.get("recover") == "none":

@@ -105,7 +105,7 @@ class Timing:
 
 
 def _busy_signs(waited: float, noise: float, spread: float) -> str:
-    """What shows that the machine had other work, in words: the share of time waited, noise, and spread of times."""
+    """The signs that the machine had other work, in words: the share of time waited, noise, and spread of times."""
     signs = [
         (waited > BUSY_WAITING, f"waiting for a processor took {waited:.0%} of the time"),
         (noise > BUSY_NOISE, f"the times of one model differ by {noise:.0%}"),

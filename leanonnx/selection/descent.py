@@ -60,7 +60,7 @@ class Descent:
 
     @property
     def ending(self) -> str:
-        """Why there is nothing more to look at; empty if there is."""
+        """The reason why there is nothing more to look at; empty if there is."""
         low, high = self.bracket
         if not self.looks:
             return ""

@@ -142,7 +142,7 @@ def undecided_text(trial: Trial) -> str:
 
 
 def undecided_advice(measured: bool) -> str:
-    """What to do after a measurement on a busy machine; ``measured``: the budget is one of latency."""
+    """The remedy after a measurement on a busy machine; ``measured``: the budget is one of latency."""
     others = (
         f"give a budget of {option('macs')}" if measured else f"leave out measuring with {option('measure', False)}"
     )

@@ -172,7 +172,7 @@ class Selector:
         )
 
     def limits(self, alive: Mask) -> tuple[str, ...]:
-        """What keeps a keep set from shrinking further."""
+        """The limits that keep a keep set from shrinking further."""
         macs = self.request.budget.metric.counts_macs
         return limiting_factors(self.dag, self.cost, alive, self.request.pinned, macs)
 

@@ -214,7 +214,7 @@ def clock_text(seconds: float) -> str:
 
 
 def stage_text(stage: str) -> str:
-    """What happens in a stage: "step 1/3, training"; the stage's own name where it has no text."""
+    """Description of a stage: "step 1/3, training"; the stage's own name where it has no text."""
     before, comma, last = stage.rpartition(", ")
     if last in STAGE_TEXTS:
         return f"{before}{comma}{STAGE_TEXTS[last]}"

@@ -57,7 +57,7 @@ class ResultTable:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What a notebook shows of a result.
+    """The parts of a result that a notebook shows.
 
     Attributes:
         line: the first line.

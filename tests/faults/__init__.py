@@ -129,7 +129,7 @@ def environment(library: Path) -> Mapping[str, str]:
 
 
 def faults_of(run: Run, old: Mapping[str, Any], new: Mapping[str, Any], inputs: Sequence[str]) -> list[str]:
-    """What is wrong with how a run ended; nothing if all is well.
+    """Promises that a run broke; nothing if all is well.
 
     If the command was run again, that run must succeed, and leave all that a run without a fault leaves.
 

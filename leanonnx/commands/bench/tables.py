@@ -106,7 +106,7 @@ def bench_verdict(report: BenchReport) -> str:
 
 
 def bench_next_step(report: BenchReport) -> str:
-    """What to do now, by the verdict of the worst case."""
+    """The next step, by the verdict of the worst case."""
     row = worst_case(report).comparison
     if row is None:
         return f"make it faster: {call_text('compress', report.before, 'OUT.onnx', latency=0.5)}"

@@ -34,7 +34,7 @@ def verdict_text(report: CheckReport) -> str:
 
 
 def check_next_step(report: CheckReport) -> str:
-    """What to do now, by the gravest of the gates that failed."""
+    """The next step, by the gravest of the gates that failed."""
     failed = set(report.failed)
     if failed & {VALID, INTERFACE, RUNS, BATCHES, FINITE}:
         return "export or compress NEW again: it cannot take the place of BASE"

@@ -56,7 +56,7 @@ class Removal(Protocol):
         """Clean up the pruned model."""
 
     def reasons(self) -> Mapping[str, Any] | None:
-        """Why the channels contribute nothing; None if a budget chose them."""
+        """The reason why the channels contribute nothing; None if a budget chose them."""
 
 
 @dataclass(frozen=True, kw_only=True)

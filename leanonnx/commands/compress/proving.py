@@ -201,7 +201,7 @@ def compared_channels(dag: ChannelDag, alive: Mask | None) -> ComparedChannels:
 
 
 def _objection(proof: Proof, reference: str) -> str:
-    """Why a proof does not hold; empty if it does."""
+    """The reason why a proof does not hold; empty if it does."""
     if proof.status == VACUOUS:
         kinds = ", ".join([*INPUT_KINDS, *proof.kinds])
         outputs = ", ".join(f"'{name}' {kind}" for name, kind in proof.silent.items())

@@ -146,7 +146,7 @@ def _overrides_plan(options: CompressOptions) -> bool:
 
 
 def _recipe(job: CompressJob) -> Recipe:
-    """How this run changes the weights."""
+    """The changes that this run makes to the weights."""
     options = job.options
     if options.calib is None or job.data is None or not options.recovers:
         return Recipe(calib=None, calib_sha256=None, seed=options.seed)

@@ -78,7 +78,7 @@ def compression_report(result: CompressResult) -> CompressionReport:
 
 
 def summary_context(result: CompressResult, source: str, output: str) -> SummaryContext:
-    """What the summary of a compression needs besides its report; ``source`` and ``output`` are the paths as given."""
+    """The rest of what the summary of a compression needs; ``source`` and ``output`` are the paths as given."""
     setting = result.setting
     provider = {} if setting.provider == "cpu" else {"provider": setting.provider}
     return SummaryContext(

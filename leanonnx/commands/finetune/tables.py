@@ -37,7 +37,7 @@ def finetune_tables(report: FinetuneReport, output: str) -> RenderableType:
 
 
 def _weight_lines(training: TrainingRow) -> Iterator[Text]:
-    """What is trained and, by reason, what is held."""
+    """Constants that are trained and, by reason, those that are held."""
     yield Text(f"trained: {_names_text(training.trained)}")
     for row in training.held:
         yield Text(f"held: {_names_text(row.names)} ({row.reason})")

@@ -44,7 +44,7 @@ def sweep_verdict(report: SweepReport) -> str:
 
 
 def sweep_next_step(report: SweepReport) -> str:
-    """What to do now: compress to the point within the tolerances, or to the knee; else more points, or milder ones."""
+    """The next step: compress to the point within the tolerances, or to the knee; else more points, or milder ones."""
     name = METRICS[report.unit].option
     for curve in report.models:
         asked = curve.least.asked if curve.least is not None else curve.knee.asked
