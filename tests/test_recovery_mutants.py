@@ -32,7 +32,7 @@ from tests import (
     test_regression,
 )
 from tests import test_recovery_cli as recovery_cli
-from tests.calibrated import analysed, net, normal_feeds
+from tests.calibrated import analysed, net, normal_feeds, smooth_images
 from tests.graph_builder import Array
 from tests.test_recovery import CONV, FLAT, LINEAR
 
@@ -287,7 +287,7 @@ def test_a_layer_whose_rows_are_wrong_is_refused_rather_than_mended(monkeypatch:
 def test_a_draft_that_got_worse_would_be_seen(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Patch) -> None:
     folder = tmp_path_factory.mktemp("worse")
     recovery_cli.saved(recovery_cli.MODEL, folder / "m.onnx")
-    np.savez(folder / "x.npz", x=recovery_cli.inputs(60))
+    np.savez(folder / "x.npz", x=smooth_images(60))
     recovery_cli.judge_never_worse(folder, monkeypatch)
     distances = iter(range(10, 0, -1))  # the damaged draft seems the better one
     monkeypatch.setattr(drafts, "_distance", lambda found: next(distances))
