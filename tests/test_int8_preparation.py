@@ -31,6 +31,23 @@ def test_older_operator_sets_are_raised(tmp_path: Path, opset: int) -> None:
     assert run(tmp_path / "o.onnx", [{"x": np.ones((1, 3, 8, 8), np.float32)}])
 
 
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize(
+    ("opset", "resize"),
+    [(7, "Upsample <mode = 'M', scales = [1.0, 1.0, 2.0, 2.0]> (h)"), (9, "Upsample <mode = 'M'> (h, s)")]
+    + [(10, f"Resize <mode = 'M'> (h, {scales})") for scales in "st"],
+)
+def test_a_resize_that_is_raised_keeps_its_positions(opset: int, resize: str, mode: str) -> None:
+    constants = "float[3,2,1,1] w, float[4] s = {1, 1, 2, 2}, float[4] t = {1, 1, 0.4, 0.4}"
+    body = f"h = Conv (x, w) y = {resize}".replace("'M'", f'"{mode}"')
+    proto = net("(float[1,2,9,9] x) => (float[1,3,H,W] y)", constants, body, opset=opset, ir=4)
+    feeds = normal_feeds(analysed(proto), 2)
+    raised = prepare(proto, Path("m.onnx"), feeds).proto
+    assert raised.opset_import[0].version == LEAST_OPSET
+    for old, new in zip(run(proto, feeds), run(raised, feeds), strict=True):
+        np.testing.assert_allclose(new[0], old[0], rtol=1e-5, atol=1e-6)
+
+
 def test_a_product_and_a_sum_become_one_layer() -> None:
     constants = "float[8,5] w1, float[5] b1, float[5,4] w2, float[1,4] b2, float[4,3] w3, float[3] b3"
     body = "a = MatMul (x, w1) b = Add (a, b1) r = Relu (b) c = MatMul (r, w2) d = Add (b2, c) s = Relu (d)"

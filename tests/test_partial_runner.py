@@ -161,6 +161,23 @@ def test_a_shape_that_is_read_later_does_not_keep_its_tensor() -> None:
     np.testing.assert_allclose(walk.value("y", 1), values(proto, ["y"], [feeds[1]])[0], rtol=1e-4, atol=1e-5)
 
 
+def test_a_resize_to_the_shape_of_a_tensor_runs_in_a_later_piece() -> None:
+    """Its size joins a shape whose rank is known to one that comes from an earlier piece."""
+    proto = net(
+        "(float[1,2,8,8] x) => (float[1,2,8,8] y)",
+        "float[2,2,3,3] a, int64[4] f = {1, -1, 4, 4}, int64 two = {2}, int64 three = {3}",
+        """h = Conv <strides = [2, 2], pads = [1, 1, 1, 1]> (x, a) r = Reshape (h, f) s = Shape (x) t = Shape (r)
+           b = Constant <value = int64[1] {0}> () e = Constant <value = int64[1] {2}> ()
+           n = Slice (t, b, e, b) i = Gather (s, two) j = Gather (s, three) k = Unsqueeze <axes = [0]> (i)
+           l = Unsqueeze <axes = [0]> (j) m = Concat <axis = 0> (k, l) c = Cast <to = 7> (m)
+           z = Concat <axis = 0> (n, c) o = Constant <value = float[0] {}> ()
+           y = Resize <mode = "linear"> (r, o, o, z)""",
+        opset=12,
+    )
+    feeds = normal_feeds(analysed(proto), 2)
+    judge(proto, feeds, [["h"], ["y"]], 1 << 28)
+
+
 def test_layers_that_have_not_run_may_still_change() -> None:
     proto = onnx.ModelProto.FromString(NET.SerializeToString())
     feeds = normal_feeds(analysed(NET), 2)

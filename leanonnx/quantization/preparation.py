@@ -37,7 +37,10 @@ LEAST_IR = 7
 """The IR version that belongs to it."""
 MAX_FLOAT_ERROR = 1e-3
 """Largest ‖difference‖ / ‖original‖ of an output of the prepared model, which rounds sums in another order."""
+RESIZE_WITH_MODES = 11
+"""The operator set from which Resize says how it maps positions; before it, they are asymmetric."""
 BIAS_SLOT = 2
+SCALES_SLOT = 2
 QUANTISER_SUFFIXES = ("_scale", "_zero_point", "_quantized", "_QuantizeLinear", "_DequantizeLinear")
 """Ends of the names that onnxruntime's quantiser makes from those of tensors."""
 
@@ -136,7 +139,26 @@ def _convert(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     copy_fields(proto, result, leave={"graph", "opset_import"})
     result.opset_import.extend(converted.opset_import)
     result.graph.CopyFrom(converted.graph)
+    if GraphView(proto).opset < RESIZE_WITH_MODES:
+        _note_old_positions(result)
     return result
+
+
+def _note_old_positions(proto: onnx.ModelProto) -> None:
+    """Give Resize, in place, the positions that it had before it could be told: onnx's converter leaves them out."""
+    view = GraphView(proto)
+    for part in graphs(proto.graph):
+        for node in part.node:
+            if standard_name(node) != "Resize":
+                continue
+            scales = node.input[SCALES_SLOT]
+            shrinks = scales in view.origins and bool(np.any(np.less(view.constant(scales), 1)))
+            node.attribute.extend(
+                [
+                    onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric"),
+                    onnx.helper.make_attribute("nearest_mode", "ceil" if shrinks else "floor"),
+                ]
+            )
 
 
 def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:

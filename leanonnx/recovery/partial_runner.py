@@ -77,6 +77,10 @@ class TensorSpill:
             return stored
         return self.files[name].read(stored)
 
+    def stored(self, name: str) -> list[Array | _Stored]:
+        """Shape and data type of a tensor in each run."""
+        return list(self.tensors[name].values())
+
     def hold(self, name: str) -> None:
         """Let a tensor survive one more ``drop``."""
         self.holds[name] += 1
@@ -299,9 +303,17 @@ class PartialRunner:
         part.graph.sparse_initializer.extend(t for t in source.graph.sparse_initializer if t.values.name in read)
         own = {name for node in part.graph.node for name in node.output}
         sources = [name for name in self.known if name in read and name not in own]
-        for name in sources:
-            value = self.value(name, 0)
-            kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-            part.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
+        part.graph.input.extend(_declared(name, self.spill.stored(self._place(name))) for name in sources)
         part.graph.output.extend([onnx.ValueInfoProto(name=name) for name in made])
         return part, sources
+
+
+def _declared(name: str, runs: Sequence[Array | _Stored]) -> onnx.ValueInfoProto:
+    """Declaration of an input: the rank where all runs have the same, and each size that they share.
+
+    Without a rank, onnxruntime 1.31 infers that the result of Shape has no elements, and refuses a Resize to that size.
+    """
+    shapes = [value.shape for value in runs]
+    same_rank = len({len(shape) for shape in shapes}) == 1
+    sizes = [each[0] if len(set(each)) == 1 else None for each in zip(*shapes, strict=True)] if same_rank else None
+    return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(runs[0].dtype), sizes)

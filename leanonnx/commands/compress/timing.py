@@ -75,7 +75,8 @@ def time_candidate(candidate: Candidate) -> Candidate | NotFaster:
     def is_refused(trial: Trial) -> bool:
         return trial.slower if options.exact else not trial.faster
 
-    if earlier is not None and (earlier.comparison is None or earlier.sha256 == _sha256(candidate.path)):
+    untimed = earlier is not None and earlier.comparison is None and not candidate.is_quantised
+    if earlier is not None and (untimed or earlier.sha256 == _sha256(candidate.path)):
         trial = earlier
     else:
         trial = _time_file(candidate, SECONDS)
