@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import ROOT, Row, compress, environment, progress, run, save, without_folders
+from benchmarks.common import ROOT, Row, compress, environment, load, progress, run, save, without_folders
 
 COLLECTION = ROOT.parent / "shared" / "zoo"
 TOLERANCE = 1e-4
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--inputs", type=Path, metavar="DATA")
     parser.add_argument("--zoo", type=Path, default=COLLECTION / "zoo.py")
     parser.add_argument("--peer", type=Path, metavar="PYTHON", help="an interpreter with onnxsim and onnxoptimizer")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these models alone, and no result file")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these models alone; rows of others stay")
     args = parser.parse_args(argv)
     files = {path.stem: path for folder in args.folders for path in sorted(folder.glob("*.onnx"))}
     rows = []
@@ -143,12 +143,16 @@ def main(argv: list[str] | None = None) -> int:
             if args.only is None or name in args.only:
                 data = real_inputs(path, args.inputs, args.zoo if args.zoo.is_file() else None, folder)
                 rows.append(measure(path.resolve(), folder, data, args.peer))
+    if args.only is not None:
+        made = {row["model"]: row for row in rows}
+        rows = [made.pop(row["model"], row) for row in load("oodte")["rows"]] + list(made.values())
     result = {"environment": environment(), "tolerance": TOLERANCE, "keep": KEEP, "totals": totals(rows), "rows": rows}
-    if args.peer is not None:
+    if args.peer is None:
+        result |= {"peers": load("oodte")["peers"]} if args.only is not None else {}
+    else:
         result["peers"] = run([args.peer, "-c", VERSIONS % (tuple(PEERS),)]).report
     print(json.dumps(result["totals"], indent=1))
-    if args.only is None:
-        save("oodte", result)
+    save("oodte", result)
     bad = [row for row in rows for way in ("exact", "keep") if row[way]["status"] in ("crashed", "invalid", "changed")]
     return 1 if bad else 0
 

@@ -157,7 +157,7 @@ def real_feeds(session: ort.InferenceSession, path: Path) -> list[Feed]:
         for value in session.get_inputs():
             array = arrays[value.name]
             if array.ndim > len(value.shape):
-                feed[value.name] = array[k : k + 1].reshape(array.shape[1:])
+                feed[value.name] = array[k] if k < len(array) else array
                 enough = k < len(array)
             else:
                 batch = value.shape[0] if value.shape and isinstance(value.shape[0], int) else 1

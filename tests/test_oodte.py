@@ -15,6 +15,7 @@ from benchmarks.oodte import OWN_FACTOR, TOLERANCE, totals
 from benchmarks.oodte_judge import NotMaskable, difference, is_classifier, judge, mask_by_plan
 from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.selection.metrics import Budget
+from tests.calibrated import net
 from tests.helpers import CALIBRATION, CNN, Options, build, saved
 
 Row = dict[str, Any]
@@ -37,6 +38,13 @@ def test_right_file(files: tuple[Path, Path, Row], tmp_path: Path) -> None:
     assert row["difference"] <= TOLERANCE
     assert (row["inputs"], row["classifier"], row["changed_decisions"]) == (16, True, 0)
     assert judge(source, target, None, None, {})["difference"] > TOLERANCE
+
+
+def test_samples_of_a_network_without_a_batch_axis(tmp_path: Path) -> None:
+    """The file has one axis more than the input, and ends before the judge has enough of them."""
+    source = saved(net("(float[T,3] x) => (float[T,2] y)", "float[3,2] w", "y = MatMul (x, w)"), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 5, 3), np.float32))
+    assert judge(source, source, None, tmp_path / "x.npz", {})["inputs"] == 2
 
 
 def test_wrong_file(files: tuple[Path, Path, Row], tmp_path: Path) -> None:
