@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ class Finished:
 
     @property
     def report(self) -> Row:
-        """The JSON object on its standard output; empty where there is none."""
-        return dict(json.loads(self.output)) if self.output.lstrip().startswith("{") else {}
+        """The JSON object that ends its standard output, after warnings of libraries; empty where there is none."""
+        lines = dropwhile(lambda line: not line.startswith("{"), self.output.splitlines())
+        return dict(json.loads("\n".join(lines) or "{}"))
 
     @property
     def message(self) -> str:
