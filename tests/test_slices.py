@@ -81,12 +81,35 @@ def test_recovery_weighs_channels_alike(tmp_path: Path) -> None:
     assert draft._distance(right) < 0.05 < 0.5 < draft._distance(wrong)
 
 
+def test_the_larger_distance_sees_small_channels_and_rare_large_numbers(tmp_path: Path) -> None:
+    """Of the second candidate only the largest numbers of one channel of five are cut, as a range cuts them."""
+    wrong_scores = fidelity(tmp_path, detector(0.01), detector(-0.01))
+    assert (
+        draft.larger_distance(wrong_scores) == draft._distance(wrong_scores) > 10 * wrong_scores.outputs[0].relative_l2
+    )
+    clipped = detector(0.01)
+    clipped.graph.node[1].output[0] = "all"
+    limits = "float[1, 5, 1] high = {400, 1e9, 1e9, 1e9, 1e9}"
+    bound = onnx.parser.parse_graph(
+        f"g (float[N, 5, 9] all) => (float[N, 5, 9] y) <{limits}> {{ y = Min (all, high) }}"
+    )
+    clipped.graph.node.extend(bound.node)
+    clipped.graph.initializer.extend(bound.initializer)
+    cut = fidelity(tmp_path, detector(0.01), clipped)
+    whole = float(bound_errors(np.array(cut.outputs[0].relative_l2)))
+    assert draft.larger_distance(cut) == whole > 2 * draft._distance(cut) > 0
+
+
 def test_a_distance_that_is_infinite_stays_so() -> None:
     assert draft._distance(Fidelity(samples=1, outputs=(Deviation("y", math.inf), Deviation("z", 0.0)))) == math.inf
     assert draft._distance(Fidelity(samples=1, outputs=(Deviation("y", 0.0), Deviation("z", 1.0)))) == pytest.approx(
         0.5**0.5 / 2
     )
-    assert draft._distance(Fidelity(samples=1, outputs=())) == 0
+    assert (
+        draft._distance(Fidelity(samples=1, outputs=())) == draft.larger_distance(Fidelity(samples=1, outputs=())) == 0
+    )
+    broken = Fidelity(samples=1, outputs=(Deviation("y", math.inf), Deviation("z", 0.0)))
+    assert draft.larger_distance(broken) == math.inf
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

@@ -36,7 +36,7 @@ from leanonnx.quantization.recipes import Int8Recipe, nearest_recipe
 from leanonnx.quantization.savings import by_loss_per_ms, observed_shapes, priced_layers, saved_ms
 from leanonnx.quantization.simulation import simulation_of
 from leanonnx.quantization.weights import compensated_weights
-from leanonnx.recovery.draft import calibration_batch, paired_distances
+from leanonnx.recovery.draft import calibration_batch, larger_distance, paired_distances
 from leanonnx.recovery.equalise import equalise
 from leanonnx.runtime.observation import Shapes
 from leanonnx.runtime.sessions import Feed
@@ -271,7 +271,8 @@ class _Search:
         """Distances of models to the float model, each on parts of held-out samples."""
         data, distances = samples or self.comparison_data, list[Floats]()
         for start in range(0, len(models), COMPARED_AT_ONCE):
-            distances += [*paired_distances(self.dag, models[start : start + COMPARED_AT_ONCE], data, self.proto)]
+            part = models[start : start + COMPARED_AT_ONCE]
+            distances += [*paired_distances(self.dag, part, data, self.proto, larger_distance)]
         return distances
 
     def observe_activations(self, proto: onnx.ModelProto) -> Observed:

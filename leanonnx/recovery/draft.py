@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -244,12 +244,22 @@ def peak_activation_bytes(dag: ChannelDag) -> int:
 
 
 def paired_distances(
-    dag: ChannelDag, candidates: Sequence[Source], data: Dataset, reference: Source | None = None
+    dag: ChannelDag,
+    candidates: Sequence[Source],
+    data: Dataset,
+    reference: Source | None = None,
+    distance: Callable[[Fidelity], float] | None = None,
 ) -> Floats:
     """Distances of candidates' outputs to those of the original, on the same parts of the samples [candidates, parts].
 
-    Each channel counts by its own scale.  There are at most ``MAX_PAIRED_PARTS`` parts.  ``reference`` is a model with
-    the same outputs in place of the original.
+    There are at most ``MAX_PAIRED_PARTS`` parts.
+
+    Args:
+        dag: the original.
+        candidates: the models.
+        data: the samples.
+        reference: a model with the same outputs in place of the original.
+        distance: the distance of one part; by default each channel counts by its own scale.
 
     Raises:
         RunFailed: a candidate cannot be run.
@@ -264,7 +274,20 @@ def paired_distances(
             parts.append([DeviationSums(model, axes) for _ in candidates])
         for sums, computed in zip(parts[k % MAX_PAIRED_PARTS], others, strict=True):
             sums.add(feed, wanted, computed)
-    return np.array([[_distance(sums.fidelity(batch)) for sums in part] for part in parts]).T
+    measure = distance or _distance
+    return np.array([[measure(sums.fidelity(batch)) for sums in part] for part in parts]).T
+
+
+def larger_distance(fidelity: Fidelity) -> float:
+    """Mean over the outputs of the larger of two errors: of its channels, each by its own scale, and of the whole.
+
+    The first overlooks rare large numbers, such as the scores of what a detector finds; the second overlooks channels
+    of small numbers.  Infinite if an output is not finite.
+    """
+    errors = bound_errors(np.array([one.relative_l2 for one in fidelity.outputs]))
+    pairs = zip(fidelity.outputs, errors.tolist(), strict=True)
+    larger = [max(whole, one.channels.balanced) if one.channels else whole for one, whole in pairs]
+    return math.inf if _has_infinite(fidelity) else sum(larger) / max(len(larger), 1)
 
 
 def _distance(fidelity: Fidelity) -> float:
@@ -272,10 +295,14 @@ def _distance(fidelity: Fidelity) -> float:
 
     Infinite if an output is not finite.
     """
-    if any(math.isinf(one.relative_l2) for one in fidelity.outputs):
+    if _has_infinite(fidelity):
         return math.inf
     shares = [
         one.channels.balanced if one.channels else float(bound_errors(np.array(one.relative_l2)))
         for one in fidelity.outputs
     ]
     return sum(shares) / max(len(shares), 1)
+
+
+def _has_infinite(fidelity: Fidelity) -> bool:
+    return any(math.isinf(one.relative_l2) for one in fidelity.outputs)
