@@ -18,6 +18,8 @@ CARRIERS = names_with(Trait.PASSES_INTEGERS)
 """Operators that run on integers as well, so that those between quantised layers need not convert to floats."""
 INTEGER_JOINS = CARRIERS & (names_of(Family.JOIN) | names_with(Trait.JOINS_ZEROS))
 """Those of them that compute with all their inputs."""
+BOUNDS = frozenset({"Relu", "Clip"})
+"""Carriers that the quantiser makes a part of the layer before them."""
 COMPUTED_WEIGHT = "its weight is no stored constant"
 OVERRIDABLE_WEIGHT = "its weight is a graph input that a caller may override"
 FLOAT_OUTSIDE = "its numbers are no 32-bit floats"
@@ -89,33 +91,30 @@ def output_axis(node: onnx.NodeProto, rank: int) -> int:
 
 
 def carriers_between(proto: onnx.ModelProto, layers: Collection[str], excluded: Collection[str] = ()) -> list[str]:
-    """Names of the nodes that pass integers on between quantised layers.
+    """Names of the nodes that pass integers on to quantised layers, and of bounds right after one.
 
-    A node does so if a path of such nodes leads from it to a tensor that a quantised layer reads or writes.
+    Such a path may begin anywhere, but ends in a tensor that a quantised layer reads: behind the last layers, floats are
+    more accurate, and nothing is gained by integers.
 
     Args:
-        proto: a model whose nodes have unique names.
+        proto: a model whose nodes have unique names, in topological order.
         layers: names of the layers that are quantised.
         excluded: names of nodes that must stay float.
     """
     constants = {tensor.name for tensor in proto.graph.initializer}
-    reached = {name for node in proto.graph.node if node.name in layers for name in number_tensors(node)}
+    quantised = [node for node in proto.graph.node if node.name in layers]
+    read = {node.input[0] for node in quantised}
+    bounded = {node.output[0] for node in quantised}
     view = GraphView(proto)
-    candidates = [
-        node
-        for node in proto.graph.node
-        if standard_name(node) in CARRIERS and node.name not in excluded and _holds_zero(node, view)
-    ]
-    chosen: set[str] = set()
-    while True:
-        new = [
-            node for node in candidates if node.name not in chosen and not reached.isdisjoint(_tensors(node, constants))
-        ]
-        if not new:
-            return [node.name for node in candidates if node.name in chosen]
-        for node in new:
-            chosen.add(node.name)
-            reached.update(_tensors(node, constants))
+    chosen: list[str] = []
+    for node in reversed(proto.graph.node):
+        if standard_name(node) not in CARRIERS or node.name in excluded or not _holds_zero(node, view):
+            continue
+        leads_on = not read.isdisjoint(node.output)
+        if leads_on or (node.op_type in BOUNDS and node.input[0] in bounded):
+            chosen.append(node.name)
+            read.update(_tensors(node, constants) if leads_on else ())
+    return chosen[::-1]
 
 
 def _tensors(node: onnx.NodeProto, constants: Collection[str]) -> Iterator[str]:
