@@ -93,8 +93,8 @@ def output_axis(node: onnx.NodeProto, rank: int) -> int:
 def carriers_between(proto: onnx.ModelProto, layers: Collection[str], excluded: Collection[str] = ()) -> list[str]:
     """Names of the nodes that pass integers on to quantised layers, and of bounds right after one.
 
-    Such a path may begin anywhere, but ends in a tensor that a quantised layer reads: behind the last layers, floats are
-    more accurate, and nothing is gained by integers.
+    Such a path may begin anywhere, but ends in a tensor that a quantised layer reads: behind the last layers, floats
+    are more accurate, and nothing is gained by integers.
 
     Args:
         proto: a model whose nodes have unique names, in topological order.

@@ -64,6 +64,14 @@ def attention_masked_by_channels(b: ModelBuilder) -> None:
     b.subject("Attention", [*inputs, b.node("Unsqueeze", [b.tokens(2, 3), b.ints(1)])])
 
 
+def attention_lengths(b: ModelBuilder) -> None:
+    """Lengths of the keys that depend on an input."""
+    b.batch, b.free = 1, False
+    inputs = operands(b, 2, 1, 2, 2, True)
+    length = b.node("Add", [b.node("Reshape", [b.places(b.rows(1)), b.ints(1)]), b.ints(1)])
+    b.subject("Attention", [*inputs, "", "", "", length])
+
+
 def multi_head(*extra: str) -> Build:
     """With a bias for queries, keys and values, and a mask."""
 
@@ -120,6 +128,16 @@ def rotary(stacked: bool) -> Build:
     return build
 
 
+def rotary_without_positions(b: ModelBuilder) -> None:
+    """Angles for each sample and place."""
+    b.free = False
+    heads = b.between(2, 3)
+    stacked = b.choose(2)
+    data = b.headed(heads, 4, 3, STACKED) if stacked else b.tokens(heads * 4, 3)
+    tables = [b.const(b.normal(b.batch, 3, 2)) for _ in range(2)]
+    b.subject("RotaryEmbedding", [data, *tables], num_heads=None if stacked else heads)
+
+
 def rotary_fused(b: ModelBuilder) -> None:
     """Heads follow from the number of angles, or are given."""
     b.free = False
@@ -148,6 +166,7 @@ CASES = [
             Form("mask for all heads", attention(True, "for all"), NEW, exact=False),
             Form("computed mask", attention(False, "computed"), NEW, exact=False),
             Form("computed mask for each head", attention(True, "computed for each head"), NEW, exact=False),
+            Form("computed lengths", attention_lengths, NEW[1:], exact=False),
         ),
         (
             Refusal("past", attention_past, PAST, NEW),
@@ -170,7 +189,11 @@ CASES = [
     ),
     Case(
         "RotaryEmbedding",
-        (Form("rows", rotary(False), NEW, exact=False), Form("stacked", rotary(True), NEW, exact=False)),
+        (
+            Form("rows", rotary(False), NEW, exact=False),
+            Form("stacked", rotary(True), NEW, exact=False),
+            Form("no positions", rotary_without_positions, NEW, exact=False),
+        ),
         (Refusal("computed positions", rotary_computed, "takes its angles or positions from it", NEW),),
     ),
     Case(

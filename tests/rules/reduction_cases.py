@@ -132,6 +132,17 @@ def arg_channels(op: str) -> Build:
     return build
 
 
+def arg_vector(op: str) -> Build:
+    """Over the only axis."""
+
+    def build(b: ModelBuilder) -> None:
+        b.batch, b.free = 1, False
+        vector = b.node("Reshape", [b.rows(3), b.ints(-1)])
+        b.subject(op, [vector], axis=b.one_of((0, -1)), keepdims=b.one_of((0, 1)))
+
+    return build
+
+
 def softmax(op: str) -> Build:
     """Over one axis of pixels; before operator set 13 over all axes from there on."""
 
@@ -228,7 +239,7 @@ CASES = [
                 Form("batch", arg_batch(op), ALL, exact=False),
                 Form("heads", arg_heads(op), ALL, exact=False),
             ),
-            (Refusal("channels", arg_channels(op), OVER, ALL),),
+            (Refusal("channels", arg_channels(op), OVER, ALL), Refusal("only axis", arg_vector(op), OVER, ALL)),
         )
         for op in ("ArgMax", "ArgMin")
     ),
