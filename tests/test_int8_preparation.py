@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from leanonnx.errors import ModelError
-from leanonnx.quantization.layers import weighted_layers
+from leanonnx.quantization.layers import carriers_between, weighted_layers
 from leanonnx.quantization.preparation import LEAST_OPSET, prepare
 from leanonnx.runtime.sessions import run
 from tests.calibrated import analysed, net, normal_feeds
@@ -95,3 +95,20 @@ def test_inputs_with_names_of_the_quantiser_are_refused() -> None:
     proto = net("(float[1,4] x, float[1,4] x_scale) => (float[1,4] y)", "", "y = Mul (x, x_scale)")
     with pytest.raises(ModelError, match="'x_scale' is a name that onnxruntime's quantiser makes of 'x'; rename one"):
         prepare(proto, Path("m.onnx"), normal_feeds(analysed(proto), 1))
+
+
+def test_integers_end_with_the_last_layers() -> None:
+    """Heads of a detector, joined: their numbers have scales of their own, and no layer reads them."""
+    proto = net(
+        "(float[1,3,8,8] x) => (float[1,6,3,4] y)",
+        "float[4,3,3,3] a, float[4,4,3,3] b, float[3,4,1,1] c, float[3,4,1,1] d",
+        """z = Constant <value = int64[1] {0}> () e = Constant <value = int64[1] {7}> ()
+           t = Constant <value = int64[1] {2}> () s = Slice (x, z, e, t)
+           h = Conv <pads = [1,1,1,1]> (s, a) r = Relu (h) p = MaxPool <kernel_shape = [2,2], strides = [2,2]> (r)
+           m = Conv <pads = [1,1,1,1]> (p, b) j = Add (m, p) boxes = Conv (j, c)
+           k = Conv (j, d) bound = Relu (k) scores = Sigmoid (bound) y = Concat <axis = 1> (boxes, scores)""",
+    )
+    prepared = prepare(proto, Path("m.onnx"), normal_feeds(analysed(proto), 2)).proto
+    carriers = carriers_between(prepared, {layer.name for layer in weighted_layers(prepared)})
+    operators = {node.name: node.op_type for node in prepared.graph.node}
+    assert [operators[name] for name in carriers] == ["Slice", "Relu", "MaxPool", "Add", "Relu"]
