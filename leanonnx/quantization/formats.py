@@ -76,10 +76,10 @@ def int8_format(provider: Provider, target: str, table: Hardware | None = None) 
         )
     if provider == "tensorrt":
         return Int8Format(signed_activations=True, table=table)
-    return Int8Format(reduced_weights=_saturates(target), table=table)
+    return Int8Format(reduced_weights=sums_saturate(target), table=table)
 
 
-def _saturates(target: str) -> bool:
+def sums_saturate(target: str = AUTO_TARGET) -> bool:
     """True if the integer kernels of a processor may saturate; those of another x86 processor are taken to."""
     if target in OTHER_TARGETS:
         return False

@@ -13,15 +13,19 @@ from onnxruntime.quantization import CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
+from leanonnx.graph.formats import value_names
 from leanonnx.graph.model import first_line, raise_if_machine_failed
-from leanonnx.graph.nodes import holder_array
+from leanonnx.graph.nodes import fresh_name, holder_array
 from leanonnx.graph.view import GraphView
 from leanonnx.quantization.formats import Int8Format
 from leanonnx.quantization.kernels import KernelLayer, kernel_layers
-from leanonnx.quantization.layers import CARRIERS, WEIGHTED_OPERATORS, Layer
+from leanonnx.quantization.layers import BOUNDS, CARRIERS, WEIGHTED_OPERATORS, Layer
 from leanonnx.quantization.ranges import Ranges
 from leanonnx.quantization.weights import RoundWeights, nearest_weights
 from leanonnx.runtime.sessions import RunFailed
+
+REQUANTISED = frozenset({"Conv", "ConvTranspose", "Gemm"})
+"""Layers that onnxruntime puts into integers by itself."""
 
 
 def quantised_model(
@@ -83,7 +87,44 @@ def quantised_model(
     if round_weights is not nearest_weights:
         for layer in kernel_layers(proto, layers):
             _round_layer(result, layer, kind.weight_bits, round_weights)
+    _guard_floats(result)
     return result
+
+
+def _guard_floats(result: onnx.ModelProto) -> None:
+    """Keep onnxruntime from computing float layers between integers in integers, in place.
+
+    Its optimiser (1.20 to 1.32, ``WeightBiasQuantization``) gives such a layer integer weights of one scale for all
+    channels.  A LeakyRelu that changes nothing ends the pattern, and is fused into the layer.
+    """
+    view, taken = GraphView(result), value_names(result.graph)
+    nodes: list[onnx.NodeProto] = []
+    for node in result.graph.node:
+        nodes.append(node)
+        if node.op_type not in REQUANTISED or not _is_between_integers(node, view):
+            continue
+        if node.input[1] not in view.holders:
+            continue  # in integers
+        inner, name = fresh_name(taken, node.output[0]), fresh_name(taken, f"{node.name}_stays_float")
+        nodes.append(onnx.helper.make_node("LeakyRelu", [inner], [node.output[0]], name, alpha=1.0))
+        node.output[0] = inner
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del result.graph.node[:]
+    result.graph.node.extend(kept)
+
+
+def _is_between_integers(node: onnx.NodeProto, view: GraphView) -> bool:
+    """True if a layer reads dequantised numbers, and only a QuantizeLinear reads its own, perhaps behind bounds."""
+    source = view.producer(node.input[0])
+    if source is None or source.op_type != "DequantizeLinear":
+        return False
+    while True:
+        readers = view.consumers.get(node.output[0], [])
+        if len(readers) != 1 or readers[0] < 0:
+            return False
+        node = view.nodes[readers[0]]
+        if node.op_type not in BOUNDS:
+            return node.op_type == "QuantizeLinear"
 
 
 def _round_layer(result: onnx.ModelProto, layer: KernelLayer, bits: int, round_weights: RoundWeights) -> None:

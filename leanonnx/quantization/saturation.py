@@ -1,4 +1,4 @@
-"""Tell where onnxruntime's fused integer kernels compute something else than its plain ones: their sums saturate."""
+"""Tell where onnxruntime's fused integer kernels compute something else than its plain ones, and why."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from leanonnx.graph.formats import graphs
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import is_quantised
+from leanonnx.quantization.formats import sums_saturate
 from leanonnx.quantization.preparation import relative_difference
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 from leanonnx.spelling import option
@@ -39,20 +40,19 @@ def fused_difference(model: Model, path: Path, feeds: Sequence[Feed]) -> float:
 
 
 def saturation_warnings(differences: Mapping[str, float], compared: str) -> tuple[str, ...]:
-    """One warning about the models that saturate here, by their names; ``compared`` tells what the numbers are of."""
+    """One warning about the models that differ here, by their names; ``compared`` tells what the numbers are of."""
     large = {name: number for name, number in differences.items() if number > MAX_FUSED_DIFFERENCE}
     if not large:
         return ()
     texts = " and ".join(f"the output of {name} by {number:.0%}" for name, number in large.items())
-    return (
-        f"on this processor, onnxruntime's fused integer kernels change {texts}: their sums saturate; {compared}; "
-        f"{saturation_remedy()}",
-    )
+    cause, remedy = fused_cause()
+    return (f"on this processor, onnxruntime's fused integer kernels change {texts}: {cause}; {compared}; {remedy}",)
 
 
-def saturation_remedy() -> str:
-    """The remedies of a user."""
-    return (
-        f"write weights of 7 bits ({option('int8', True)} with {option('target', 'cpu-avx2')}), run without "
-        "onnxruntime's optimisations, or use a processor with VNNI"
-    )
+def fused_cause() -> tuple[str, str]:
+    """Why fused kernels compute something else on this processor, and the remedies of a user."""
+    plain = "run without onnxruntime's optimisations"
+    if not sums_saturate():
+        return "float layers between integers are put into integers as well, or numbers are rounded otherwise", plain
+    weights = f"write weights of 7 bits ({option('int8', True)} with {option('target', 'cpu-avx2')})"
+    return "their sums saturate", f"{weights}, {plain}, or use a processor with VNNI"

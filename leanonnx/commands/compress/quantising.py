@@ -26,7 +26,7 @@ from leanonnx.quantization.choice import MAX_ADDED_ERROR, choose_int8
 from leanonnx.quantization.formats import Int8Format, int8_format
 from leanonnx.quantization.preparation import check_quantisable, prepare
 from leanonnx.quantization.result import Quantisation
-from leanonnx.quantization.saturation import saturation_remedy
+from leanonnx.quantization.saturation import fused_cause
 from leanonnx.quantization.simulation import simulation_of
 from leanonnx.recovery.draft import deviations_from_teacher, split_within_memory
 from leanonnx.runtime.sessions import Feed, RunFailed
@@ -151,10 +151,10 @@ def _with_proof(candidate: Candidate, draft: _Draft, target: Path, data: Dataset
         if not job.options.setting.uses_gpu:
             excess = fusion_excess(draft.proto, simulation, candidate.path, feeds, libraries)
             if excess > MAX_FUSION_EXCESS:
+                cause, remedy = fused_cause()
                 text = (
                     f"on this processor, onnxruntime's fused integer kernels add {excess:.1f} times the error that the "
-                    "integers themselves make: their sums saturate; the deviation is that on a processor whose do not; "
-                    f"{saturation_remedy()}"
+                    f"integers themselves make: {cause}; the deviation is that without it; {remedy}"
                 )
                 warnings.append(Caution("weakened", text))
     except (ModelError, RunFailed) as error:
