@@ -43,6 +43,7 @@ def saturating(monkeypatch: pytest.MonkeyPatch) -> None:
         return [[value * np.float32(GROWTH if optimise else 1) for value in each] for each in outputs]
 
     monkeypatch.setattr(saturation, "run", wrong)
+    monkeypatch.setattr(saturation, "sums_saturate", lambda: True)
 
 
 def told(text: str, *parts: str) -> bool:
@@ -66,10 +67,21 @@ def test_a_model_that_does_not_run_saturates_not(folder: Path, monkeypatch: pyte
     assert fused_difference(integers, integers.path, [{"x": CALIBRATION[:1]}]) == 0
 
 
-def test_rounding_is_not_told_and_two_models_take_one_warning() -> None:
+@pytest.mark.parametrize(
+    ("saturates", "cause"),
+    [
+        (True, "their sums saturate"),
+        (False, "float layers between integers are put into integers as well, or numbers are"),
+    ],
+)
+def test_rounding_is_not_told_and_two_models_take_one_warning(
+    monkeypatch: pytest.MonkeyPatch, saturates: bool, cause: str
+) -> None:
+    monkeypatch.setattr(saturation, "sums_saturate", lambda: saturates)
     assert saturation_warnings({"BASE": 0.05, "NEW": 0.0}, "as run") == ()
     (text,) = saturation_warnings({"BASE": 0.051, "NEW": float("inf")}, "as run")
-    assert told(text, "the output of BASE by 5% and the output of NEW by inf%: their sums saturate; as run; ")
+    assert told(text, f"the output of BASE by 5% and the output of NEW by inf%: {cause}", "; as run; ")
+    assert "without onnxruntime's optimisations" in text and ("7 bits" in text) == saturates
 
 
 def test_check_tells_which_model_and_what_its_gates_compare(folder: Path, saturating: None) -> None:
@@ -108,9 +120,15 @@ def test_compress_tells_it_of_integers_that_it_makes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantising, "fusion_excess", lambda *_: EXCESS)
+    monkeypatch.setattr(saturation, "sums_saturate", lambda: True)
     done = called("compress", folder / "m.onnx", tmp_path / "o.onnx", "--int8", "--calib", folder / "x.npz")
     assert done.returncode == 0, done.stderr
-    assert told(done.stdout + done.stderr, "add 3.5 times the error", "on a processor whose do not", *ADVICE)
+    assert told(
+        done.stdout + done.stderr,
+        "add 3.5 times the error",
+        "their sums saturate; the deviation is that without it",
+        *ADVICE,
+    )
 
 
 def test_nothing_is_told_where_sums_do_not_saturate(

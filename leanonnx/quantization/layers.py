@@ -91,10 +91,9 @@ def output_axis(node: onnx.NodeProto, rank: int) -> int:
 
 
 def carriers_between(proto: onnx.ModelProto, layers: Collection[str], excluded: Collection[str] = ()) -> list[str]:
-    """Names of the nodes that pass integers on to quantised layers, and of bounds right after one.
+    """Names of the nodes that pass integers on from quantised layers to others, and of bounds right after one.
 
-    Such a path may begin anywhere, but ends in a tensor that a quantised layer reads: behind the last layers, floats
-    are more accurate, and nothing is gained by integers.
+    Before the first and behind the last of them, and around layers that stay float, floats are more accurate.
 
     Args:
         proto: a model whose nodes have unique names, in topological order.
@@ -103,15 +102,20 @@ def carriers_between(proto: onnx.ModelProto, layers: Collection[str], excluded: 
     """
     constants = {tensor.name for tensor in proto.graph.initializer}
     quantised = [node for node in proto.graph.node if node.name in layers]
-    read = {node.input[0] for node in quantised}
-    bounded = {node.output[0] for node in quantised}
     view = GraphView(proto)
-    chosen: list[str] = []
-    for node in reversed(proto.graph.node):
+    reached = {node.output[0] for node in quantised}
+    behind: list[onnx.NodeProto] = []
+    for node in proto.graph.node:
         if standard_name(node) not in CARRIERS or node.name in excluded or not _holds_zero(node, view):
             continue
+        if not reached.isdisjoint(_tensors(node, constants)):
+            behind.append(node)
+            reached.update(node.output)
+    read, written = {node.input[0] for node in quantised}, {node.output[0] for node in quantised}
+    chosen: list[str] = []
+    for node in reversed(behind):
         leads_on = not read.isdisjoint(node.output)
-        if leads_on or (node.op_type in BOUNDS and node.input[0] in bounded):
+        if leads_on or (node.op_type in BOUNDS and node.input[0] in written):
             chosen.append(node.name)
             read.update(_tensors(node, constants) if leads_on else ())
     return chosen[::-1]
