@@ -31,6 +31,20 @@ def test_older_operator_sets_are_raised(tmp_path: Path, opset: int) -> None:
     assert run(tmp_path / "o.onnx", [{"x": np.ones((1, 3, 8, 8), np.float32)}])
 
 
+@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize("domains", [["", ""], ["ai.onnx"], ["ai.onnx", ""]])
+def test_domains_that_are_imported_in_other_ways(tmp_path: Path, domains: list[str], opset: int) -> None:
+    body = "h = Conv <pads = [1,1,1,1]> (x, w) r = Relu (h) y = Conv (r, v)"
+    proto = net(
+        "(float[1,3,8,8] x) => (float[1,2,8,8] y)", "float[4,3,3,3] w, float[2,4,1,1] v", body, opset=opset, ir=6
+    )
+    del proto.opset_import[:]
+    proto.opset_import.extend(onnx.helper.make_opsetid(domain, opset) for domain in domains)
+    saved(proto, tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", **samples_for(proto))
+    assert int8_row(tmp_path, "--no-measure")["kept"]
+
+
 @pytest.mark.parametrize("mode", ["linear", "nearest"])
 @pytest.mark.parametrize(
     ("opset", "resize"),

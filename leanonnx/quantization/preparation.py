@@ -15,7 +15,7 @@ from onnx import numpy_helper, version_converter
 from leanonnx.errors import ModelError
 from leanonnx.graph.formats import graphs, value_names
 from leanonnx.graph.model import Model, first_line, raise_if_machine_failed
-from leanonnx.graph.nodes import fresh_name, is_quantised, node_title, standard_name
+from leanonnx.graph.nodes import STANDARD_DOMAINS, fresh_name, is_quantised, node_title, standard_name
 from leanonnx.graph.storage import copy_fields
 from leanonnx.graph.tidy import tidy
 from leanonnx.graph.view import FREE_INITIALIZERS, GraphView
@@ -103,7 +103,7 @@ def prepare(proto: onnx.ModelProto, path: Path, feeds: Sequence[Feed], libraries
         ModelError: its operator set cannot be raised, or the quantiser would take names of its inputs and outputs.
     """
     before = GraphView(proto).opset
-    folded = tidy(_with_free_constants(proto), merge=True).proto
+    folded = tidy(_with_free_constants(_with_plain_imports(proto)), merge=True).proto
     raised = _convert(folded, path) if before < LEAST_OPSET else _copy(folded)
     if _make_gemms(raised, feeds, libraries):
         raised = _copy(tidy(raised, merge=True).proto)
@@ -127,7 +127,7 @@ def _convert(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         ModelError: onnx cannot convert it.
     """
     try:
-        converted = version_converter.convert_version(proto, LEAST_OPSET)
+        converted = version_converter.convert_version(_with_plain_imports(proto), LEAST_OPSET)
         onnx.checker.check_model(converted)
     except Exception as error:  # the converter raises several unrelated types
         raise_if_machine_failed(error)
@@ -164,6 +164,15 @@ def _note_old_positions(proto: onnx.ModelProto) -> None:
 def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(proto)
+    return result
+
+
+def _with_plain_imports(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with one import of each domain, ONNX's own called "": onnxruntime's quantiser takes nothing else."""
+    result = _copy(proto)
+    versions = {"" if each.domain in STANDARD_DOMAINS else each.domain: each.version for each in proto.opset_import}
+    del result.opset_import[:]
+    result.opset_import.extend(onnx.helper.make_opsetid(*each) for each in versions.items())
     return result
 
 
