@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.helpers import CNN, build, called, called_json, outputs, saved
+from tests.helpers import CALIBRATION, CNN, build, called, called_json, outputs, saved
 
 
 def listed(ir_version: int = 8) -> onnx.ModelProto:
@@ -76,3 +76,11 @@ def test_exact_finds_more_in_a_frozen_model(tmp_path: Path) -> None:
     frozen = called_json("compress", source, tmp_path / "o.onnx", "--exact", "--freeze")
     assert free["kernels"]["fraction"] == 1
     assert frozen["kernels"]["fraction"] < 1
+
+
+def test_nothing_is_fitted_where_nothing_is_removed(model: Path) -> None:
+    np.savez(model.parent / "x.npz", x=CALIBRATION)
+    words = ("compress", model, model.parent / "o.onnx", "--freeze", "--keep", 1, "--calib", model.parent / "x.npz")
+    row = called_json(*words, "--no-measure")
+    assert row["recovery"] is None and not [text for text in row["warnings"] if "recovery" in text]
+    assert "outputs unchanged" in called(*words, "--no-measure").stdout

@@ -181,7 +181,7 @@ def timed(speedup: float, low: float, high: float, verdict: str = "faster", busy
             report_of(after=100),
             {"kernels": 1.0},
             "Nothing could be removed: the output equals the input. "
-            "Speed not measured, accuracy not known, 100 % of the size.",
+            "Speed not measured, outputs unchanged, 100 % of the size.",
             "bad",
         ),
     ],

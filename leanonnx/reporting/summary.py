@@ -139,6 +139,14 @@ def is_unchanged(report: CompressionReport) -> bool:
     return not report.weights_changed and all(cost.before == cost.after for _, cost in report.costs.items())
 
 
+def _keeps_outputs(report: CompressionReport) -> bool:
+    """True if nothing was removed but what contributes nothing, no weight was changed, and nothing is in integers."""
+    kernels = report.costs.kernels
+    is_whole = kernels.before == kernels.after and not report.weights_changed and not report.branches
+    is_quantised = report.quantisation is not None and report.quantisation.kept
+    return not is_quantised and (report.lossless is not None or is_whole)
+
+
 def worst_output(outputs: Mapping[str, OutputDeviation]) -> str:
     """Name of the output that deviates most, of those that the samples say something about; None is infinite."""
 
@@ -173,7 +181,8 @@ def _accuracy(report: CompressionReport) -> Statement:
     """The worst of all statements on outputs, or the score in their place where it tells more."""
     now = report.deviation
     if now is None:
-        return Statement("outputs unchanged", "good") if report.lossless else Statement("accuracy not known", "plain")
+        known = _keeps_outputs(report)
+        return Statement("outputs unchanged", "good") if known else Statement("accuracy not known", "plain")
     telling = {name: output for name, output in now.outputs.items() if not output.vacuous}
     if not telling and report.headline is None and report.tolerance is None:
         alike = "there is one sample to compare on" if now.samples == 1 else "the outputs are the same on all samples"
@@ -266,7 +275,7 @@ def _next_step(report: CompressionReport, context: SummaryContext, speed: Statem
     source, output, now = context.source, context.output, report.deviation
     if is_unchanged(report):
         return f"see what may not be removed, and why: {call_text('inspect', source, **context.model_options)}"
-    if now is None and not report.lossless:
+    if now is None and not _keeps_outputs(report):
         return f"give {ADVISED_SAMPLES} real inputs or more, without labels, with {option('calib')}: they fit the " + (
             "weights and measure the accuracy"
         )
@@ -320,7 +329,7 @@ def _milder_budget(options: Mapping[str, Any]) -> str:
 def _gate(report: CompressionReport) -> dict[str, object]:
     """A limit that the result keeps, and a worse one would not: that of its worst output and channel."""
     if report.deviation is None:
-        return {"max_deviation": 0.001} if report.lossless else {}
+        return {"max_deviation": 0.001} if _keeps_outputs(report) else {}
     outputs = [output for output in report.deviation.outputs.values() if not output.vacuous]
     if all(output.top1 is not None or output.psnr is not None for output in outputs):
         shares = [output.known.top1 for output in outputs if output.top1 is not None]

@@ -190,11 +190,14 @@ class Candidate:
         return self.removal.selection.alive
 
     @property
+    def is_whole(self) -> bool:
+        """True if no channel and no branch was removed."""
+        return bool(self.alive.all()) and self.job.shortened_from is None
+
+    @property
     def is_original(self) -> bool:
         """True if nothing was removed or cleaned up."""
-        job = self.job
-        changed = self.tidied or job.dag.model.frozen or job.shortened_from is not None or self.is_quantised
-        return bool(self.alive.all()) and not changed
+        return self.is_whole and not (self.tidied or self.job.dag.model.frozen or self.is_quantised)
 
     @property
     def is_quantised(self) -> bool:

@@ -103,7 +103,7 @@ def _recover(candidate: Candidate, target: Path) -> Recovery | DataFreeRecovery 
     A recovered model is the file ``target``.
     """
     job, options = candidate.job, candidate.job.options
-    if (candidate.is_original and job.dag.teacher is None) or candidate.removal.is_lossless:
+    if (candidate.is_whole and job.dag.teacher is None) or candidate.removal.is_lossless:
         return None
     if job.data is not None:
         refit, seed = options.recovers and not job.deadline.has_passed, options.seed
