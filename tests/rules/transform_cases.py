@@ -9,7 +9,7 @@ import numpy as np
 from tests.rules.case import Case, Form, Refusal
 from tests.rules.model_builder import ModelBuilder
 
-BOTH = (17, 20, 21)
+BOTH = (17, 19, 20, 21)
 
 
 def transformed(b: ModelBuilder, data: str, axis: int | None, **attributes: Any) -> None:
