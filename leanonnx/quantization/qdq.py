@@ -94,7 +94,7 @@ def quantised_model(
 def _guard_floats(result: onnx.ModelProto) -> None:
     """Keep onnxruntime from computing float layers between integers in integers, in place.
 
-    Its optimiser (1.20 to 1.32, ``WeightBiasQuantization``) gives such a layer integer weights of one scale for all
+    Its optimiser (``WeightBiasQuantization``, since 1.21) gives such a layer integer weights of one scale for all
     channels.  A LeakyRelu that changes nothing ends the pattern, and is fused into the layer.
     """
     view, taken = GraphView(result), value_names(result.graph)
