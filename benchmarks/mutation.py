@@ -4,6 +4,7 @@
 
 Mutants are made by cosmic-ray's operators (``pip install cosmic-ray``), drawn by place in the source rather than by
 operator.  Those that change nothing but annotations are left out.  The sources are copied; the project is not touched.
+Results are saved after each mutant, so that a run that is cut short is a smaller sample.
 """
 
 from __future__ import annotations
@@ -154,8 +155,8 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def run_all(sample: Sequence[tuple[Mutant, str]], workers: int) -> list[Row]:
-    """Judge all mutants, several at a time."""
+def run_all(sample: Sequence[tuple[Mutant, str]], workers: int) -> Iterator[Row]:
+    """Judge all mutants, several at a time; rows come in the order of the sample."""
     with tempfile.TemporaryDirectory() as work:
         free: Queue[Path] = Queue()
         for k in range(workers):
@@ -169,7 +170,7 @@ def run_all(sample: Sequence[tuple[Mutant, str]], workers: int) -> list[Row]:
                 free.put(folder)
 
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(one, sample))
+            yield from pool.map(one, sample)
 
 
 def main() -> None:
@@ -179,11 +180,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    rows = run_all(drawn(arguments.count, arguments.seed), arguments.workers)
-    dead = sum(row["outcome"] != "survived" for row in rows)
-    data = {"environment": environment(), "seed": arguments.seed, "count": len(rows), "dead": dead, "mutants": rows}
-    save("mutation", data)
-    progress(f"{dead} of {len(rows)} mutants died")
+    rows: list[Row] = []
+    for row in run_all(drawn(arguments.count, arguments.seed), arguments.workers):
+        rows.append(row)
+        dead = sum(each["outcome"] != "survived" for each in rows)
+        head = {"environment": environment(), "seed": arguments.seed, "count": len(rows), "dead": dead}
+        save("mutation", head | {"mutants": rows})
+        progress(f"{dead} of {len(rows)} mutants died")
 
 
 if __name__ == "__main__":
