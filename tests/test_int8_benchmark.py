@@ -51,7 +51,7 @@ def timed(speedup: float, verdict: str, busy: bool = False) -> dict[str, Any]:
 
 
 def result(source: str, method: str, kind: str, accuracy: float, **more: Any) -> dict[str, Any]:
-    unseen = {"accuracy": [0.8, accuracy], "agreement": accuracy, "relative_l2": 1 - accuracy}
+    unseen = {"accuracy": [0.8, accuracy], "agreement": accuracy, "relative_l2": 1 - accuracy, "samples": 1000}
     cell = replace(CELL, network="cifar_resnet_4b", source=source, method=method, kind=kind)
     return cell.key | {"unseen": unseen, "bytes": 10} | more
 
@@ -228,3 +228,14 @@ def test_files_that_are_gone_are_made_again(bench: tuple[Material, list[str]]) -
     data = json.loads((page.RESULTS / f"{page.NAME}.json").read_text())
     assert [row["method"] for row in data["rows"]] == [page.FLOAT, page.DEFAULTS]
     assert ROOT not in material.work.parents
+
+
+@pytest.mark.parametrize(("samples", "gain"), [(100, 0.0), (100_000, -4.0), (100_000, 4.0)])
+def test_a_gain_counts_where_the_samples_tell_it(samples: int, gain: float) -> None:
+    """Two networks that differ from the original in 20 and 24 of 100 decisions differ in at most 44."""
+    first, second = (
+        {"unseen": {"accuracy": [0.9, share], "agreement": share, "samples": samples}} for share in (0.76, 0.8)
+    )
+    pair = (first, second) if gain <= 0 else (second, first)
+    assert page.clear_gain(*pair) == pytest.approx(gain)
+    assert page.clear_gain(first, None) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 from benchmarks.blocks.page import goodness, span
@@ -26,6 +27,10 @@ CLASSIFIERS = ("cifar_resnet_4b", "sri_resnet_a", "marabou_cifar_large", "oval_c
 THREADS = ("1", "2")
 TIE = 0.1
 """Difference of two scores that shows nothing: points, dB, or hundredths of the output."""
+CLEAR, POINTS = 2, 100
+"""Standard errors of a difference that samples tell; points of a share."""
+AREA_METRIC = "iou"
+"""The score of the zoo that is no share of decisions."""
 WANTED_SHARE, MAX_LOSS = 0.9, 0.5
 """Share of the cells in which leanonnx is to be as accurate as the best of the others; points that it may lose."""
 MAX_MESSAGE = 160
@@ -65,6 +70,29 @@ def error(row: Row | None) -> float | None:
     return None if value is None else float(value)
 
 
+def agreement(row: Row | None) -> float | None:
+    """Share of decisions on unseen samples that are those of the original."""
+    unseen = (row or {}).get("unseen", {})
+    zoo = (unseen.get("zoo") or {}).get("fidelity") or {}
+    value = unseen.get("agreement") if zoo.get("agreement") is None else zoo["agreement"]
+    return None if value is None else float(value)
+
+
+def clear_gain(row: Row | None, other: Row | None) -> float | None:
+    """Points by which a network is more accurate, if the samples tell; 0 if not, None without decisions.
+
+    They tell what is more than two standard errors.  Two networks that agree with the original in shares of a and b
+    differ in at most (1 - a) + (1 - b) of the decisions.
+    """
+    shares, scores = [agreement(each) for each in (row, other)], [points(each) for each in (row, other)]
+    metric = ((row or {}).get("unseen", {}).get("zoo") or {}).get("metric")
+    if row is None or None in shares or None in scores or metric == AREA_METRIC:
+        return None
+    apart = sum(1 - share for share in shares if share is not None)
+    gain = (scores[0] or 0.0) - (scores[1] or 0.0)
+    return gain if abs(gain) > CLEAR * POINTS * math.sqrt(apart / row["unseen"]["samples"]) else 0.0
+
+
 class Cells:
     """The results by network and source, then by method and kind of processor."""
 
@@ -97,6 +125,16 @@ class Cells:
                 known = [value for value in theirs if value is not None]
                 if own is not None and known:
                     yield place, kind, own, best(known)
+
+    def clear_gains(self) -> Iterator[list[float]]:
+        """Where leanonnx and others have decisions: the clear gains over each of them."""
+        for place in self.places:
+            for kind in (VNNI, WITHOUT):
+                own = self.row(place, LEANONNX, kind)
+                found = [clear_gain(own, self.row(place, method, kind)) for method in OTHERS]
+                known = [gain for gain in found if gain is not None]
+                if known:
+                    yield known
 
     def times(self, method: str) -> Iterator[tuple[Place, Row]]:
         """All times of a method on this machine."""
@@ -176,6 +214,15 @@ def int8_verdict() -> str:
     errors = list(cells.compared(error, min))
     nearer = sum(own <= best for *_, own, best in errors)
     text += f" Its relative L2 error is at most that of the best of the others in {nearer} of {len(errors)}."
+    shares = list(cells.compared(agreement, max))
+    alike = sum(own >= best for *_, own, best in shares)
+    text += f" Its decisions are at least as often those of the original in {alike} of {len(shares)}."
+    gains = [min(each) for each in cells.clear_gains()]
+    lower, higher = sum(gain < 0 for gain in gains), sum(gain > 0 for gain in gains)
+    text += (
+        f" As far as the samples tell (two standard errors), it is less accurate than one of the others in {lower} of "
+        f"{len(gains)} cells with decisions, and more accurate than all of them in {higher}."
+    )
     worse = [
         f"{_name(place, LEANONNX)} {kind} ({own - best:+.2f})" for place, kind, own, best in scores if own < best - TIE
     ]
