@@ -69,8 +69,8 @@ def test_noise_that_loses_channels_is_cut(tmp_path: Path) -> None:
     assert shapes["w2"][0] < 8
 
 
-def test_noise_within_a_subgraph_is_reported(tmp_path: Path) -> None:
-    """Numbers that cannot be made equal: the message blames them, and no rule."""
+def noisy_within_a_subgraph() -> onnx.ModelProto:
+    """A network with random numbers that cannot be made equal."""
     proto = noisy(ONE + "n = Identity (p) m = Mul (n, strength) d = Add (c2, m)")
     inner = helper.make_graph(
         [helper.make_node("RandomNormalLike", ["p"], ["inner"], "NOISE")],
@@ -81,7 +81,12 @@ def test_noise_within_a_subgraph_is_reported(tmp_path: Path) -> None:
     place = next(k for k, node in enumerate(proto.graph.node) if node.output[0] == "n")
     branch = helper.make_node("If", ["yes"], ["n"], "BRANCH", then_branch=inner, else_branch=inner)
     proto.graph.node[place].CopyFrom(branch)
-    source = saved(proto, tmp_path / "in.onnx")
+    return proto
+
+
+def test_noise_within_a_subgraph_is_reported(tmp_path: Path) -> None:
+    """The message blames the random numbers, and no rule."""
+    source = saved(noisy_within_a_subgraph(), tmp_path / "in.onnx")
     with pytest.raises(ProofFailed, match="random numbers that cannot be made equal") as caught:
         compress_file(source, tmp_path / "out.onnx", Options(Budget("kernels", 0.5)), rules=WRONG)
     assert "RandomNormalLike 'NOISE' within If 'BRANCH'" in str(caught.value)

@@ -18,15 +18,16 @@ from benchmarks.oracle import count
 from leanonnx.commands.compress.pipeline import CompressResult, compress_file
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.formats import Source, load_proto
+from leanonnx.graph.model import load
 from leanonnx.inputs.random import INPUT_KINDS
 from leanonnx.proof import runtimes
-from leanonnx.proof.proof import PASSED
-from leanonnx.proof.runtimes import ALIKE, NOT_RUN, OPTIMISED, REFERENCE, UNOPTIMISED
-from leanonnx.runtime.sessions import Feed, run
+from leanonnx.proof.proof import ERROR_BOUNDS, PASSED
+from leanonnx.proof.runtimes import ALIKE, NOT_RUN, OPTIMISED, REFERENCE, UNOPTIMISED, compare_runtimes
+from leanonnx.runtime.sessions import Feed, RunFailed, run
 from leanonnx.selection.metrics import Budget
 from tests.graphs import models
 from tests.helpers import ANY, CNN, Options, build, called, saved
-from tests.test_proof_random import BODIES, noisy
+from tests.test_proof_random import BODIES, noisy, noisy_within_a_subgraph
 from tests.test_properties import folder_with
 
 WIDTH = 8
@@ -108,6 +109,26 @@ def test_error_of_a_runtime(
     assert any(text.startswith(remark) for text in result.warnings)
 
 
+def test_a_runtime_that_fails_on_the_original_is_no_excuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(broken_evaluator(is_pruned)):  # type: ignore[misc]
+        def __init__(self, proto: onnx.ModelProto) -> None:
+            super().__init__(proto)
+            if not is_pruned(proto):
+                raise NotImplementedError("Conv")
+
+    monkeypatch.setattr(runtimes, "ReferenceEvaluator", Failing)
+    with pytest.raises(ProofFailed, match=f"differs between {UNOPTIMISED} and {REFERENCE} "):
+        twice(build(CNN), tmp_path)
+
+
+def test_no_inputs_and_random_numbers_of_a_subgraph(tmp_path: Path) -> None:
+    plain, drawing = saved(build(CNN), tmp_path / "plain.onnx"), saved(noisy_within_a_subgraph(), tmp_path / "in.onnx")
+    with pytest.raises(RunFailed, match="there are no inputs"):
+        compare_runtimes(load(plain), plain, [], 1)
+    rows = compare_runtimes(load(drawing), drawing, [], 1)
+    assert {(row.status, "random numbers that cannot be made equal" in row.reason) for row in rows} == {(NOT_RUN, True)}
+
+
 def test_large_models_are_not_run_by_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtimes, "MAX_REFERENCE_MACS", 10)
     row = twice(build(CNN), tmp_path).runtimes[1]
@@ -153,10 +174,15 @@ class Nudging(ReferenceEvaluator):
         return super().run(names, {name: np.nextafter(value, np.float32(9)) for name, value in feed.items()}, **kwargs)
 
 
-def test_output_that_depends_on_the_last_bit_does_not_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("factor", "status"), [("1e8", ALIKE), ("1e3", PASSED)])
+def test_output_that_depends_on_the_last_bit_does_not_fail(
+    factor: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It passes where a nudge of the inputs changes it as much."""
     monkeypatch.setattr(runtimes, "ReferenceEvaluator", Nudging)
-    row = twice(build(CHAOTIC), tmp_path).runtimes[1]
-    assert (row.runtimes[1], row.status, row.output) == (REFERENCE, ALIKE, "z")
+    row = twice(build(CHAOTIC.replace("1e8", factor)), tmp_path).runtimes[1]
+    assert (row.runtimes[1], row.status, row.output) == (REFERENCE, status, "z")
+    assert row.max_relative_error > ERROR_BOUNDS["float32"]
 
 
 @pytest.mark.parametrize("name", ["like", "dropout"])
