@@ -24,6 +24,8 @@ MOODS: tuple[Mood, ...] = ("good", "plain", "bad")
 GOOD_AGREEMENT, BAD_AGREEMENT = 0.9, 0.8
 """Lower end of the interval of a good agreement, and the agreement below which it is bad.  In what follows, a number is
 good only if its interval ends before what is bad."""
+LITTLE_VARIATION = 0.5
+"""Relative error of the mean output below which errors are also told as shares of that."""
 GOOD_ERROR, BAD_ERROR = 0.1, 0.3
 """Relative error, in units of that of the original's mean output, up to which it is good, and from which it is bad."""
 GOOD_DROP, BAD_DROP = 0.02, 0.1
@@ -189,15 +191,37 @@ def _accuracy(report: CompressionReport) -> Statement:
         return Statement(f"accuracy not known, as {alike}", "plain")
     first = worst_output(now.outputs)
     names = [first, *(name for name in telling or now.outputs if name != first)]
-    statements = [_output_statement(report, name) for name in names]
-    worst = max(statements, key=lambda each: MOODS.index(each.mood))  # the first of those
+    worst = _worst_statement(report, names, now.outputs)
     if now.metric is not None and not now.metric.by_chance:
         score = Statement(score_text(now.metric), _metric_mood(now.metric))
-        is_all = len(statements) == 1 or MOODS.index(score.mood) >= MOODS.index(worst.mood)
+        is_all = len(names) == 1 or MOODS.index(score.mood) >= MOODS.index(worst.mood)
         worst = score if is_all else worst
+    if _is_on_fitted(report):
+        worst = replace(worst, text=f"{worst.text} on samples that were fitted")
     if report.headline is not None:
         return replace(worst, mood="bad")
     return replace(worst, mood="good" if report.tolerance.met else "bad") if report.tolerance is not None else worst
+
+
+def _is_on_fitted(report: CompressionReport) -> bool:
+    """True if the deviation is that on samples that weights or ranges were fitted to, as none could be held out."""
+    if report.quantisation is not None and report.quantisation.kept:
+        return not report.quantisation.held_out
+    row = report.recovery
+    return row is not None and row.kept and not row.held_out and not row.parts
+
+
+def _worst_statement(
+    report: CompressionReport, names: Sequence[str], outputs: Mapping[str, OutputDeviation]
+) -> Statement:
+    """The statement with the worst mood, of several the first; ``names`` begins with the largest relative error.
+
+    Where none is bad and both are errors, the largest error is told: moods take it relative to different units.
+    """
+    statements = [_output_statement(report, name) for name in names]
+    worst = max(statements, key=lambda each: MOODS.index(each.mood))
+    decides = any(outputs[names[k]].top1 is not None for k in (0, statements.index(worst)))
+    return worst if worst.mood == "bad" or decides else replace(statements[0], mood=worst.mood)
 
 
 def _output_statement(report: CompressionReport, name: str) -> Statement:
@@ -206,7 +230,16 @@ def _output_statement(report: CompressionReport, name: str) -> Statement:
     output = report.deviation.outputs[name]
     mood = _agreement_mood(output) if output.top1 is not None else _error_mood(report, name)
     which = f"output '{printable_name(name)}': " if len(report.deviation.outputs) > 1 else ""
-    return Statement(f"{which}{accuracy_text(output)}", mood)
+    unit, error = _variation(report, name), output.relative_l2
+    varies_little = output.top1 is None and output.psnr is None and error is not None and unit < LITTLE_VARIATION
+    varying = f", {percent_text((error or 0.0) / unit)} of how much they vary" if varies_little else ""
+    return Statement(f"{which}{accuracy_text(output)}{varying}", mood)
+
+
+def _variation(report: CompressionReport, name: str) -> float:
+    """Relative error of the original's mean output, in place of an output; 1 where it is not known."""
+    judged = report.judgement
+    return judged.mean_l2 if judged is not None and judged.output == name and judged.mean_l2 else 1.0
 
 
 def accuracy_text(output: OutputDeviation) -> str:
@@ -233,8 +266,7 @@ def _agreement_mood(output: OutputDeviation) -> Mood:
 def _error_mood(report: CompressionReport, name: str) -> Mood:
     """By the error of an output, relative to that of the original's mean output where it is known."""
     assert report.deviation is not None
-    error, judged = report.deviation.outputs[name].relative_l2, report.judgement
-    unit = judged.mean_l2 if judged is not None and judged.output == name and judged.mean_l2 else 1.0
+    error, unit = report.deviation.outputs[name].relative_l2, _variation(report, name)
     if error is None or error > BAD_ERROR * unit:
         return "bad"
     interval = report.deviation.outputs[name].known.relative_l2
@@ -284,6 +316,9 @@ def _next_step(report: CompressionReport, context: SummaryContext, speed: Statem
     if now is not None and all(each.vacuous for each in now.outputs.values()):
         more = f"{ADVISED_SAMPLES} samples or more" if now.samples == 1 else "samples"
         return f"give {more} with {option('calib')} on which the outputs of the original differ"
+    if now is not None and _is_on_fitted(report):
+        more = f"give {ADVISED_SAMPLES} samples or more with {option('calib')} (there were {now.samples})"
+        return f"{more}: none could be held out, so that the accuracy is told on those that were fitted"
     is_untimed = speed.mood != "good" and report.latency is not None and report.latency.busy
     if accuracy.mood == "bad" or (accuracy.mood == "plain" and not is_untimed):
         return _step_to_accuracy(report, context, accuracy)
