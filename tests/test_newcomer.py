@@ -127,6 +127,12 @@ REFUSED = {
 }
 
 
+def test_samples_among_the_models(folder: Path) -> None:
+    np.savez(folder / "samples.npz", x=CALIBRATION)
+    words = ("compress", "m.onnx", "samples.npz", "o.onnx", "--int8")
+    refused(folder, *words, says=("samples.npz: holds arrays, no model", "give them with --calib"))
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(folder: Path, name: str) -> None:
     mistake = REFUSED[name]
@@ -139,7 +145,7 @@ def test_refused(folder: Path, name: str) -> None:
         ((*HALF, "--provider", "gpu"), ("'gpu' is not one of 'cpu', 'cuda', 'tensorrt'",)),
         ((*HALF, "--frobnicate"), ("--frobnicate",)),
         (("finetune", "m.onnx", "o.onnx"), ("Missing option '--data'",)),
-        (("squash", "m.onnx"), ("No such command 'squash'",)),
+        (("squash", "m.onnx"), ("No such command 'squash'; the commands are ", "compress", "inspect")),
     ],
     ids=lambda value: str(value[-1]),
 )

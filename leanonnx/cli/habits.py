@@ -37,6 +37,8 @@ PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names.spl
 RIVALS = ("keep", "macs", "params", "latency", "bytes", "plan", "exact")
 """Options of which one on the command line takes the place of any other in the file."""
 
+UsageError: Any = typer.BadParameter.__base__
+"""The error of typer's parser about a command line, which typer does not export."""
 PLAIN = {
     "Value error, ": "",
     "Input should be a valid number, unable to parse string as a number": "expected a number, for example 0.5",
@@ -52,6 +54,14 @@ class LeanGroup(TyperGroup):
         """Run a verb."""
         self.rich_markup_mode = None  # of the group alone, which prints the errors; each verb has its own
         return super().main(*args, **given)
+
+    def resolve_command(self, ctx: Any, args: Any) -> Any:
+        """Find a verb; the error about an unknown one lists those that there are."""
+        try:
+            return super().resolve_command(ctx, args)
+        except UsageError as error:
+            error.message = f"{error.message.rstrip('.')}; the commands are {', '.join(self.list_commands(ctx))}"
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         """Run a verb; errors about the type of a value are put in the words of all others."""

@@ -17,6 +17,7 @@ from leanonnx.errors import LeanOnnxError, ModelError, OptionError, OutputError
 from leanonnx.reporting.reports import SeveralReports
 
 Report = TypeVar("Report")
+ARRAY_SUFFIXES = (".npz", ".npy")
 
 
 def matching_models(given: Sequence[Path] | None, out: Path | None = None) -> tuple[Path, ...]:
@@ -57,6 +58,8 @@ def result_places(models: Sequence[Path], out: Path, single: Mapping[str, object
     """
     if len(models) == 1:
         return {models[0]: out / models[0].name if os.path.isdir(out) else out}
+    for arrays in (model for model in models if model.suffix in ARRAY_SUFFIXES):
+        raise OptionError(f"{arrays}: holds arrays, no model; if they are samples, give them with --calib")
     for name, value in single.items():
         if value is not None:
             raise OptionError(

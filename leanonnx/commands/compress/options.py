@@ -50,7 +50,8 @@ def asked_budget(given: Mapping[str, Limit | None], plan: object, exact: bool, a
     ways: dict[str, Any] = {**given, "plan": plan, "exact": exact or None}
     if all(value is None for value in ways.values()) and any(value is not None for value in alone):
         return Budget("kernels", 1.0)
-    name, value = exactly_one(ways, option("keep", 0.25))
+    need_none = f"tolerances such as {option('min_agreement', 0.97)}, and {option('int8', True)}, need none"
+    name, value = exactly_one(ways, f"{option('keep', 0.25)} ({need_none})")
     return Budget.of_option(name, value) if name in given else Budget("kernels", 1.0)
 
 
