@@ -13,6 +13,7 @@ from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.channel_ids import on_axis
 from leanonnx.rules.call import Call, Unsupported, Value
 from leanonnx.rules.table import DEFAULT_RULES
+from tests.calibrated import analysed, net
 from tests.rules.harness import check
 from tests.shortened import observed
 from tests.test_masked_equals_compact import killed
@@ -187,3 +188,15 @@ def test_a_use_with_an_exact_form(name: str, tmp_path: Path) -> None:
     alive = ~np.isin(dag.groups, dag.groups[dag.channel_ids["a"].reshape(-1)[:1]])
     assert 0 < alive[dag.channel_ids["m"]].sum() < dag.channel_ids["m"].size
     check(dag, alive)
+
+
+def test_rows_written_over_a_tensor_without_channels_stay() -> None:
+    """The tensor that ScatterND writes into is as wide as its rows, and keeps its width."""
+    dag = analysed(
+        net(
+            "(float[2,2] x, float[2,3,4] z) => (float[2,3] y)",
+            "int64[2,2] at = {0, 1, 1, 2}, float[2,4] w, float[1] b, float[12,3] v",
+            "u = MatMul (x, w) d = Add (z, b) s = ScatterND (d, at, u) f = Flatten (s) y = MatMul (f, v)",
+        )
+    )
+    assert dag.pinned_groups[dag.groups[dag.channel_ids["u"]]].all()
