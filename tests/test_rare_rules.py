@@ -200,3 +200,17 @@ def test_rows_written_over_a_tensor_without_channels_stay() -> None:
         )
     )
     assert dag.pinned_groups[dag.groups[dag.channel_ids["u"]]].all()
+
+
+@pytest.mark.parametrize(
+    ("body", "weights"),
+    [
+        ("y = MatMul (x, w)", "float[4,3] w"),
+        ("r, y = GRU <hidden_size = 2> (x, w, u)", "float[1,6,4] w, float[1,6,2] u"),
+        ('y = Einsum <equation = "btc,co->bto"> (x, w)', "float[4,3] w"),
+    ],
+)
+def test_channels_of_rows_lie_along_the_last_axis(body: str, weights: str) -> None:
+    dag = analysed(net("(float[2,5,4] x) => (float[A,B,C] y)", weights, body))
+    ((_, block),) = [pair for pair in dag.kernel_blocks if pair[1].input_channel_ids is not None]
+    assert block.input_axis % 3 == 2

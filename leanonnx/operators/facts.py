@@ -131,6 +131,10 @@ class Trait(Flag):
     """Has a kernel for 8-bit integers, in which its data and its weight may be given."""
     PASSES_INTEGERS = auto()
     """Reads and writes 8-bit integers between such operators, so that nothing has to be converted to floats."""
+    BOUNDS_INTEGERS = auto()
+    """Becomes part of the integer layer before it, whose output its bounds limit."""
+    PUT_INTO_INTEGERS = auto()
+    """onnxruntime gives its float weight integers of one scale where it reads and writes integers."""
     QUANTISED = auto()
     """Makes, reads or computes in integers that stand for floats."""
     INTEGER_DATA = auto()

@@ -22,7 +22,8 @@ STANDARD_FACTS: Mapping[str, OperatorFacts] = {
         | T.MIXES_CHANNELS
         | T.CAN_EMPTY
         | T.COMPARED_INSIDE
-        | T.INTEGER_KERNELS,
+        | T.INTEGER_KERNELS
+        | T.PUT_INTO_INTEGERS,
         weight=1,
         bias=2,
         learned=(1, 2),
@@ -35,7 +36,7 @@ STANDARD_FACTS: Mapping[str, OperatorFacts] = {
     ),
     "ConvTranspose": OperatorFacts(
         F.TRANSPOSED_CONVOLUTION,
-        T.LINEAR | T.KERNELS | T.BLOCK_WIDTHS | T.MIXES_CHANNELS | T.COMPARED_INSIDE,
+        T.LINEAR | T.KERNELS | T.BLOCK_WIDTHS | T.MIXES_CHANNELS | T.COMPARED_INSIDE | T.PUT_INTO_INTEGERS,
         weight=1,
         bias=2,
         learned=(1, 2),
@@ -43,7 +44,7 @@ STANDARD_FACTS: Mapping[str, OperatorFacts] = {
     "DeformConv": OperatorFacts(F.DEFORMABLE_CONVOLUTION, T.MIXES_CHANNELS, weight=1, bias=3),
     "Gemm": OperatorFacts(
         F.GEMM,
-        T.LINEAR | T.KERNELS | T.MIXES_CHANNELS | T.COMPARED_INSIDE | T.INTEGER_KERNELS,
+        T.LINEAR | T.KERNELS | T.MIXES_CHANNELS | T.COMPARED_INSIDE | T.INTEGER_KERNELS | T.PUT_INTO_INTEGERS,
         weight=1,
         bias=2,
         learned=(0, 1, 2),
@@ -77,7 +78,8 @@ STANDARD_FACTS: Mapping[str, OperatorFacts] = {
     "Softmax": OperatorFacts(F.SOFTMAX, T.INJECTIVE | T.PROBABILITY),
     "LogSoftmax": OperatorFacts(F.SOFTMAX, T.INJECTIVE),
     "Relu": OperatorFacts(
-        F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.CAN_EMPTY | T.SAME_SIZE | T.HOMOGENEOUS | T.PASSES_INTEGERS
+        F.UNARY,
+        T.POINTWISE | T.KEEPS_ZERO | T.CAN_EMPTY | T.SAME_SIZE | T.HOMOGENEOUS | T.PASSES_INTEGERS | T.BOUNDS_INTEGERS,
     ),
     "LeakyRelu": OperatorFacts(
         F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.CAN_EMPTY | T.SAME_SIZE | T.HOMOGENEOUS | T.PASSES_INTEGERS
@@ -95,7 +97,7 @@ STANDARD_FACTS: Mapping[str, OperatorFacts] = {
     "Gelu": OperatorFacts(F.UNARY, T.NO_WEIGHT | T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE),
     "Swish": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE),
     "ThresholdedRelu": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE),
-    "Clip": OperatorFacts(F.UNARY, T.POINTWISE | T.CAN_EMPTY | T.SAME_SIZE | T.PASSES_INTEGERS),
+    "Clip": OperatorFacts(F.UNARY, T.POINTWISE | T.CAN_EMPTY | T.SAME_SIZE | T.PASSES_INTEGERS | T.BOUNDS_INTEGERS),
     "Abs": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE | T.HOMOGENEOUS),
     "Neg": OperatorFacts(F.UNARY, T.POINTWISE | T.KEEPS_ZERO | T.SAME_SIZE | T.INJECTIVE),
     "Exp": OperatorFacts(F.UNARY, T.POINTWISE | T.SAME_SIZE | T.INJECTIVE),

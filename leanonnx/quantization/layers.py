@@ -18,7 +18,7 @@ CARRIERS = names_with(Trait.PASSES_INTEGERS)
 """Operators that run on integers as well, so that those between quantised layers need not convert to floats."""
 INTEGER_JOINS = CARRIERS & (names_of(Family.JOIN) | names_with(Trait.JOINS_ZEROS))
 """Those of them that compute with all their inputs."""
-BOUNDS = frozenset({"Relu", "Clip"})
+BOUNDS = names_with(Trait.BOUNDS_INTEGERS)
 """Carriers that the quantiser makes a part of the layer before them."""
 COMPUTED_WEIGHT = "its weight is no stored constant"
 OVERRIDABLE_WEIGHT = "its weight is a graph input that a caller may override"

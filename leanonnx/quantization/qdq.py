@@ -17,6 +17,8 @@ from leanonnx.graph.formats import value_names
 from leanonnx.graph.model import first_line, raise_if_machine_failed
 from leanonnx.graph.nodes import fresh_name, holder_array
 from leanonnx.graph.view import GraphView
+from leanonnx.operators.facts import Trait
+from leanonnx.operators.table import names_with
 from leanonnx.quantization.formats import Int8Format
 from leanonnx.quantization.kernels import KernelLayer, kernel_layers
 from leanonnx.quantization.layers import BOUNDS, CARRIERS, WEIGHTED_OPERATORS, Layer
@@ -24,7 +26,7 @@ from leanonnx.quantization.ranges import Ranges
 from leanonnx.quantization.weights import RoundWeights, nearest_weights
 from leanonnx.runtime.sessions import RunFailed
 
-REQUANTISED = frozenset({"Conv", "ConvTranspose", "Gemm"})
+REQUANTISED = names_with(Trait.PUT_INTO_INTEGERS)
 """Layers that onnxruntime puts into integers by itself."""
 
 

@@ -77,7 +77,7 @@ class TensorSpill:
             return stored
         return self.files[name].read(stored)
 
-    def stored(self, name: str) -> list[Array | _Stored]:
+    def values_of(self, name: str) -> list[Array | _Stored]:
         """Shape and data type of a tensor in each run."""
         return list(self.tensors[name].values())
 
@@ -303,12 +303,12 @@ class PartialRunner:
         part.graph.sparse_initializer.extend(t for t in source.graph.sparse_initializer if t.values.name in read)
         own = {name for node in part.graph.node for name in node.output}
         sources = [name for name in self.known if name in read and name not in own]
-        part.graph.input.extend(_declared(name, self.spill.stored(self._place(name))) for name in sources)
+        part.graph.input.extend(_declaration(name, self.spill.values_of(self._place(name))) for name in sources)
         part.graph.output.extend([onnx.ValueInfoProto(name=name) for name in made])
         return part, sources
 
 
-def _declared(name: str, runs: Sequence[Array | _Stored]) -> onnx.ValueInfoProto:
+def _declaration(name: str, runs: Sequence[Array | _Stored]) -> onnx.ValueInfoProto:
     """Declaration of an input: the rank where all runs have the same, and each size that they share.
 
     Without a rank, onnxruntime 1.31 infers that the result of Shape has no elements, and refuses a Resize to that size.
