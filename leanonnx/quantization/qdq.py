@@ -21,7 +21,7 @@ from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
 from leanonnx.quantization.formats import Int8Format
 from leanonnx.quantization.kernels import KernelLayer, kernel_layers
-from leanonnx.quantization.layers import BOUNDS, CARRIERS, WEIGHTED_OPERATORS, Layer
+from leanonnx.quantization.layers import CARRIERS, WEIGHTED_OPERATORS, Layer
 from leanonnx.quantization.ranges import Ranges
 from leanonnx.quantization.weights import RoundWeights, nearest_weights
 from leanonnx.runtime.sessions import RunFailed
@@ -116,17 +116,30 @@ def _guard_floats(result: onnx.ModelProto) -> None:
 
 
 def _is_between_integers(node: onnx.NodeProto, view: GraphView) -> bool:
-    """True if a layer reads dequantised numbers, and only a QuantizeLinear reads its own, perhaps behind bounds."""
+    """True if a layer reads dequantised numbers, and only a QuantizeLinear reads its own.
+
+    Between them may be nodes of one computed input: onnxruntime fuses paddings, bounds and factors into the layer, and
+    moves conversions past nodes that move data.
+    """
     source = view.producer(node.input[0])
-    if source is None or source.op_type != "DequantizeLinear":
-        return False
-    while True:
+    while source is not None and source.op_type != "DequantizeLinear":
+        if source.op_type in REQUANTISED or len(computed := _computed_inputs(source, view)) != 1:
+            return False
+        source = view.producer(computed[0])
+    while source is not None:
         readers = view.consumers.get(node.output[0], [])
         if len(readers) != 1 or readers[0] < 0:
             return False
         node = view.nodes[readers[0]]
-        if node.op_type not in BOUNDS:
-            return node.op_type == "QuantizeLinear"
+        if node.op_type == "QuantizeLinear":
+            return True
+        if node.op_type in REQUANTISED or len(_computed_inputs(node, view)) != 1:
+            return False
+    return False
+
+
+def _computed_inputs(node: onnx.NodeProto, view: GraphView) -> list[str]:
+    return [name for name in node.input if name and name not in view.origins]
 
 
 def _round_layer(result: onnx.ModelProto, layer: KernelLayer, bits: int, round_weights: RoundWeights) -> None:
