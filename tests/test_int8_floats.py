@@ -24,7 +24,8 @@ BOUNDS = {
     "Clip": "low = Constant <value = float {0}> () high = Constant <value = float {1e6}> () "
     "n = Conv (r, b, c) m = Clip (n, low, high)",
     "ConvTranspose": "m = ConvTranspose (r, b, c)",
-    "Pad": "p = Pad (r, border) n = Conv (p, b, c) m = Slice (n, one, nine, two)",
+    "Pad": "table = Reshape (border, shape) all = Reshape (table, flat) p = Pad (r, all) "
+    "n = Conv (p, b, c) m = Slice (n, one, nine, two)",
     "Transpose": "t = Transpose <perm = [0,1,3,2]> (r) n = Conv (t, b, c) m = Transpose <perm = [0,1,3,2]> (n)",
 }
 ROUNDING, LOST = 0.02, 0.5
@@ -39,6 +40,7 @@ def outputs(bound: str) -> tuple[onnx.ModelProto, list[np.ndarray], list[np.ndar
     proto = net(
         "(float[1,3,8,8] x) => (float[1,4,8,8] y)",
         "float[8,3,3,3] a, float[8,8,1,1] b, float[8] c, float[4,8,3,3] d, "
+        "int64[2] shape = {2, 4}, int64[1] flat = {-1}, "
         "int64[8] border = {0,0,1,0,0,0,1,0}, int64[1] one = {1}, int64[1] nine = {9}, int64[1] two = {2}",
         f"h = Conv <pads = [1,1,1,1]> (x, a) r = Relu (h) {BOUNDS[bound]} y = Conv <pads = [1,1,1,1]> (m, d)",
     )
