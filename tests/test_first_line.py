@@ -6,17 +6,16 @@ from dataclasses import replace
 
 from leanonnx.reporting.reports import CompressionReport
 from leanonnx.reporting.summary import Statement, summarise
+from tests.pages import plain
 from tests.test_summary import INTEGERS, JUDGEMENT, SURE, context, judged, output, step
 
-NARROW = "\u00a0"
-"""The blank between a number and its unit."""
 FITTED = " on samples that were fitted"
 MORE = "give 128 samples or more with --calib (there were 200): none could be held out"
 
 
 def accuracy(report: CompressionReport) -> Statement:
     found = summarise(report, context(macs=0.5)).accuracy
-    return replace(found, text=found.text.replace(NARROW, " "))
+    return replace(found, text=plain(found.text))
 
 
 def test_an_output_that_varies_little_is_told_by_its_variation() -> None:

@@ -58,7 +58,8 @@ def result_places(models: Sequence[Path], out: Path, single: Mapping[str, object
     """
     if len(models) == 1:
         return {models[0]: out / models[0].name if os.path.isdir(out) else out}
-    for arrays in (model for model in models if model.suffix in ARRAY_SUFFIXES):
+    arrays = next((model for model in models if model.suffix in ARRAY_SUFFIXES), None)
+    if arrays is not None:
         raise OptionError(f"{arrays}: holds arrays, no model; if they are samples, give them with --calib")
     for name, value in single.items():
         if value is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Set
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,7 +15,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from leanonnx.graph.formats import value_names
 from leanonnx.graph.model import first_line, raise_if_machine_failed
-from leanonnx.graph.nodes import captured_names, fresh_name, holder_array
+from leanonnx.graph.nodes import fresh_name, holder_array
 from leanonnx.graph.view import GraphView
 from leanonnx.operators.facts import Trait
 from leanonnx.operators.table import names_with
@@ -99,11 +99,11 @@ def _guard_floats(result: onnx.ModelProto) -> None:
     Its optimiser (``WeightBiasQuantization``, since 1.21) gives such a layer integer weights of one scale for all
     channels.  A LeakyRelu that changes nothing ends the pattern, and is fused into the layer.
     """
-    view, taken, dependent = GraphView(result), value_names(result.graph), _input_dependent(result.graph)
+    view, taken = GraphView(result), value_names(result.graph)
     nodes: list[onnx.NodeProto] = []
     for node in result.graph.node:
         nodes.append(node)
-        if node.op_type not in REQUANTISED or not _is_between_integers(node, view, dependent):
+        if node.op_type not in REQUANTISED or not _is_between_integers(node, view):
             continue
         if node.input[1] not in view.holders:
             continue  # in integers
@@ -115,15 +115,15 @@ def _guard_floats(result: onnx.ModelProto) -> None:
     result.graph.node.extend(kept)
 
 
-def _is_between_integers(node: onnx.NodeProto, view: GraphView, dependent: Set[str]) -> bool:
+def _is_between_integers(node: onnx.NodeProto, view: GraphView) -> bool:
     """True if a layer reads dequantised numbers, and only a QuantizeLinear reads its own.
 
-    Between them may be nodes of which one input depends on those of the graph (``dependent``): onnxruntime fuses
-    paddings, bounds and factors into the layer, and moves conversions past nodes that move data.
+    Between them may be nodes of which one input depends on data: onnxruntime fuses paddings, bounds and factors into
+    the layer, and moves conversions past nodes that move data.
     """
     source = view.producer(node.input[0])
     while source is not None and source.op_type != "DequantizeLinear":
-        if source.op_type in REQUANTISED or len(computed := [*dependent & set(source.input)]) != 1:
+        if source.op_type in REQUANTISED or len(computed := [*view.free & set(source.input)]) != 1:
             return False
         source = view.producer(computed[0])
     while source is not None:
@@ -133,18 +133,9 @@ def _is_between_integers(node: onnx.NodeProto, view: GraphView, dependent: Set[s
         node = view.nodes[readers[0]]
         if node.op_type == "QuantizeLinear":
             return True
-        if node.op_type in REQUANTISED or len(dependent & set(node.input)) != 1:
+        if node.op_type in REQUANTISED or len(view.free & set(node.input)) != 1:
             return False
     return False
-
-
-def _input_dependent(graph: onnx.GraphProto) -> Set[str]:
-    """Names of the tensors that depend on graph inputs; others are constants, perhaps computed by nodes."""
-    names = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
-    for node in graph.node:
-        if not names.isdisjoint([*node.input, *captured_names(node)]):
-            names.update(node.output)
-    return names
 
 
 def _round_layer(result: onnx.ModelProto, layer: KernelLayer, bits: int, round_weights: RoundWeights) -> None:

@@ -18,6 +18,7 @@ from leanonnx.effort import DEFAULT_EFFORT, EFFORTS, NO_DEADLINE, Deadline, Effo
 from leanonnx.errors import ModelError, ProofFailed
 from leanonnx.evaluation.deviation import DeviationSums, Fidelity, compare_outputs, run_side_by_side
 from leanonnx.evaluation.slices import bound_errors, channel_axes
+from leanonnx.evaluation.tally import Deviation
 from leanonnx.graph.formats import Source
 from leanonnx.graph.model import check_model
 from leanonnx.graph.storage import write_model
@@ -284,10 +285,7 @@ def larger_distance(fidelity: Fidelity) -> float:
     The first overlooks rare large numbers, such as the scores of what a detector finds; the second overlooks channels
     of small numbers.  Infinite if an output is not finite.
     """
-    errors = bound_errors(np.array([one.relative_l2 for one in fidelity.outputs]))
-    pairs = zip(fidelity.outputs, errors.tolist(), strict=True)
-    larger = [max(whole, one.channels.balanced) if one.channels else whole for one, whole in pairs]
-    return math.inf if _has_infinite(fidelity) else sum(larger) / max(len(larger), 1)
+    return _mean_share(fidelity, lambda one: max(_whole_share(one), _balanced_share(one)))
 
 
 def _distance(fidelity: Fidelity) -> float:
@@ -295,14 +293,18 @@ def _distance(fidelity: Fidelity) -> float:
 
     Infinite if an output is not finite.
     """
-    if _has_infinite(fidelity):
+    return _mean_share(fidelity, _balanced_share)
+
+
+def _mean_share(fidelity: Fidelity, share: Callable[[Deviation], float]) -> float:
+    if any(math.isinf(one.relative_l2) for one in fidelity.outputs):
         return math.inf
-    shares = [
-        one.channels.balanced if one.channels else float(bound_errors(np.array(one.relative_l2)))
-        for one in fidelity.outputs
-    ]
-    return sum(shares) / max(len(shares), 1)
+    return sum(map(share, fidelity.outputs)) / max(len(fidelity.outputs), 1)
 
 
-def _has_infinite(fidelity: Fidelity) -> bool:
-    return any(math.isinf(one.relative_l2) for one in fidelity.outputs)
+def _balanced_share(one: Deviation) -> float:
+    return one.channels.balanced if one.channels else _whole_share(one)
+
+
+def _whole_share(one: Deviation) -> float:
+    return float(bound_errors(np.array(one.relative_l2)))
