@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from leanonnx.data.samples import DEFAULT_IMAGE_FORMAT, ImageFormat
+from leanonnx.effort import DEFAULT_EFFORT, EFFORTS
 from leanonnx.formatting import UNIT_SPACE, percent_text, printable_name
 from leanonnx.recovery.draft import ADVISED_SAMPLES
 from leanonnx.reporting.remarks import interval_text, percent_interval, score_text
 from leanonnx.reporting.reports import CompressionReport
-from leanonnx.reporting.rows import IntervalRow, LatencyRow, MetricChange, OutputDeviation
+from leanonnx.reporting.rows import LatencyRow, MetricChange, OutputDeviation
+from leanonnx.reporting.suggested_limits import suggested_limits
 from leanonnx.runtime.timing import FASTER, SLOWER
 from leanonnx.selection.metrics import LATENCY, METRICS
 from leanonnx.spelling import call_text, current_spelling, option
@@ -34,12 +36,11 @@ GOOD_GROWTH, BAD_GROWTH = 1.1, 1.5
 """Factor by which an error that labels give may grow, likewise."""
 MAX_HALVED_BUDGET = 0.98
 """Budget above which none that removes half as much is named."""
-LEAST_LIMIT, ROUNDING = 1e-6, 1e-9
-"""Limit of a deviation that is zero, and the share by which floats may miss a decimal."""
 MAX_SPREAD = 1.5
 """Ratio of the ends of the interval of a speed-up, taken on a busy machine, above which it is no answer."""
 SPEEDUP_TOLERANCE = 1.0001
 """Factor by which the rounded speed-up may miss the budget."""
+LEAST_EFFORT = next(iter(EFFORTS))
 MODEL_SUFFIX = ".onnx"
 DATA = "DATA"
 """Stands for samples that the result was not made of; nobody but the user knows where they are."""
@@ -130,7 +131,8 @@ def summarise(report: CompressionReport, context: SummaryContext) -> Summary:
     """The summary of a compression."""
     alarm = "The result is ruined." if report.headline is not None else _over_budget(report, context.options)
     if is_unchanged(report):
-        alarm = "Nothing could be removed: the output equals the input."
+        alarm = "Nothing had to be removed" if _fits_already(context.options) else "Nothing could be removed"
+        alarm += ": the output equals the input."
     speed, size, accuracy = _speed(report.latency), _size(report), _accuracy(report)
     step = _next_step(report, context, speed, accuracy)
     return Summary(alarm=alarm, speed=speed, size=size, accuracy=accuracy, next_step=step)
@@ -139,6 +141,12 @@ def summarise(report: CompressionReport, context: SummaryContext) -> Summary:
 def is_unchanged(report: CompressionReport) -> bool:
     """True if nothing was removed, and no weight was changed."""
     return not report.weights_changed and all(cost.before == cost.after for _, cost in report.costs.items())
+
+
+def _fits_already(options: Mapping[str, Any]) -> bool:
+    """True if the model is within the budget as it is."""
+    asked = [options[name] for name in METRICS if options.get(name) is not None]
+    return bool(asked) and min(asked) >= 1
 
 
 def _keeps_outputs(report: CompressionReport) -> bool:
@@ -305,6 +313,8 @@ def _over_budget(report: CompressionReport, options: Mapping[str, Any]) -> str:
 def _next_step(report: CompressionReport, context: SummaryContext, speed: Statement, accuracy: Statement) -> str:
     """The one step that helps most: more inputs, a milder budget, training, timing again; if all is well, a check."""
     source, output, now = context.source, context.output, report.deviation
+    if is_unchanged(report) and _fits_already(context.options):
+        return f"nothing, as the model is within the budget; {option('exact', True)} removes what contributes nothing"
     if is_unchanged(report):
         return f"see what may not be removed, and why: {call_text('inspect', source, **context.model_options)}"
     if now is None and not _keeps_outputs(report):
@@ -330,7 +340,7 @@ def _next_step(report: CompressionReport, context: SummaryContext, speed: Statem
         return f"time it again while nothing else runs: {again}"
     data = {} if context.options.get("calib") is None else context.fresh_data
     on_data = f", on inputs that were not used here ({DATA})" if data else ""
-    options = {**data, **_gate(report), **context.model_options}
+    options = {**data, **suggested_limits(report, _keeps_outputs(report)), **context.model_options}
     return f"check it in your tests{on_data}: {call_text('check', context.reference, output, **options)}"
 
 
@@ -342,6 +352,8 @@ def _step_to_accuracy(report: CompressionReport, context: SummaryContext, accura
         return f"let {option('recover', 'auto')} fit the weights to the samples"
     if 0 < used < ADVISED_SAMPLES:
         return f"give {ADVISED_SAMPLES} samples or more with {option('calib')} (there were {used}): few fit badly"
+    if used and recovery is not None and recovery.effort == LEAST_EFFORT:
+        return f"give recovery more time: {option('effort', DEFAULT_EFFORT)}"
     milder = _milder_budget(context.options)
     if accuracy.mood == "bad" and milder:
         return f"remove less: {milder}"
@@ -359,41 +371,3 @@ def _milder_budget(options: Mapping[str, Any]) -> str:
         if isinstance(asked, float) and asked < MAX_HALVED_BUDGET:
             return f"{option(metric.option, round((1 + asked) / 2, 2))} in place of {option(metric.option, asked)}"
     return ""
-
-
-def _gate(report: CompressionReport) -> dict[str, object]:
-    """A limit that the result keeps, and a worse one would not: that of its worst output and channel."""
-    if report.deviation is None:
-        return {"max_deviation": 0.001} if _keeps_outputs(report) else {}
-    outputs = [output for output in report.deviation.outputs.values() if not output.vacuous]
-    if all(output.top1 is not None or output.psnr is not None for output in outputs):
-        shares = [output.known.top1 for output in outputs if output.top1 is not None]
-        decibels = [output.known.psnr for output in outputs if output.psnr is not None]
-        limits = {"min_agreement": _least(shares, 100), "min_psnr": _least(decibels, 10)}
-        if all(limit > 0 for limit in limits.values()):
-            return {name: limit for name, limit in limits.items() if limit < math.inf}
-    highs = [high for output in outputs for high in _largest_errors(output)]
-    known = [high for high in highs if high is not None]
-    return {"max_deviation": _rounded_up(max(known))} if known and len(known) == len(highs) else {}
-
-
-def _least(intervals: Sequence[IntervalRow | None], parts: int) -> float:
-    """The least of the lower ends, rounded down to one in ``parts``; 0 if one is unknown, infinite without any."""
-    least = min((interval[0] or 0.0 if interval else 0.0 for interval in intervals), default=math.inf)
-    return least if math.isinf(least) else math.floor(parts * least) / parts
-
-
-def _largest_errors(output: OutputDeviation) -> list[float | None]:
-    """Upper ends of the relative errors of an output and of its worst channel; None is infinite."""
-    worst = output.worst_channel
-    sides = [(output.relative_l2, output.known.relative_l2)]
-    sides += [] if worst is None else [(worst.relative_l2, worst.interval)]
-    return [interval[1] if interval else value for value, interval in sides]
-
-
-def _rounded_up(number: float) -> float:
-    """A number with two digits, not smaller."""
-    if number <= LEAST_LIMIT:
-        return LEAST_LIMIT
-    unit = 10.0 ** (math.floor(math.log10(number)) - 1)
-    return float(f"{math.ceil(number / unit * (1 - ROUNDING)) * unit:.2g}")

@@ -200,7 +200,8 @@ def unreachable_message(budget: Budget, limits: tuple[str, ...], lowest: float, 
         )
     share = lowest / total
     return (
-        f"{budget.fraction:g} of the {budget.unit} was asked for, but {share:.4f} ({lowest:.12g} of {total:.12g}) is "
-        f"the lowest that can be reached: {'; '.join(limits) or 'every layer is at its last channel'}; "
+        f"{budget.fraction:g} of the {budget.unit} was asked for, but {share:.4f} ({lowest:.12g} of {total:.12g}, "
+        f"where {budget.fraction * total:.12g} was asked for) is the lowest that can be reached: "
+        f"{'; '.join(limits) or 'every layer is at its last channel'}; "
         f"ask for at least {np.ceil(1e4 * share) / 1e4:g}, or add {option('best_effort', True)} to write that"
     )
