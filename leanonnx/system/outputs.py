@@ -106,15 +106,26 @@ def is_write_error(error: OSError, *paths: Path) -> bool:
     return any(file.is_relative_to(os.path.abspath(path)) for file in files for path in paths)
 
 
+@contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """Yield the path of a draft; once it is written, rename it into place.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with temporary_folder_beside(path) as folder:
+        yield folder / path.name
+        _replace_all([(folder / path.name, path)])
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write a small file atomically.
 
     Raises:
         OutputError: it cannot be written.
     """
-    with temporary_folder_beside(path) as folder:
-        (folder / path.name).write_bytes(content)
-        _replace_all([(folder / path.name, path)])
+    with draft_of(path) as draft:
+        draft.write_bytes(content)
 
 
 def written_size(draft: Path) -> int:

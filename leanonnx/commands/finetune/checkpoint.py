@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,9 @@ from typing import Any
 import torch
 
 from leanonnx.commands.finetune.operators.call import Tensor
-from leanonnx.errors import OptionError, OutputError
+from leanonnx.errors import OptionError
 from leanonnx.spelling import option
+from leanonnx.system.outputs import draft_of
 
 
 @dataclass(frozen=True)
@@ -43,24 +42,13 @@ class Checkpoint:
 
 
 def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint to a temporary file and rename it into place.
+    """Write a checkpoint atomically.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    try:
-        handle, draft = tempfile.mkstemp(prefix=".leanonnx-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(asdict(checkpoint), file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        except BaseException:
-            Path(draft).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OutputError(f"{path}: the checkpoint cannot be written: {error.strerror}; free some space") from error
+    with draft_of(path) as draft, draft.open("wb") as file:
+        torch.save(asdict(checkpoint), file)
 
 
 def read_checkpoint(path: Path, run: str) -> Checkpoint:
