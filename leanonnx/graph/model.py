@@ -30,6 +30,7 @@ from leanonnx.graph.constants import check_size, external_path
 from leanonnx.graph.formats import graphs
 from leanonnx.graph.functions import check_functions
 from leanonnx.graph.nodes import STANDARD_DOMAINS
+from leanonnx.graph.noted_shapes import drop_inner_shapes, free_negative_sizes
 from leanonnx.graph.storage import byte_size, digest
 from leanonnx.graph.view import GraphView, Holder, default_initializers
 from leanonnx.spelling import option, option_list
@@ -54,7 +55,8 @@ class Model:
 
     ``frozen`` counts initializers that the file lists as graph inputs and ``proto`` does not.  ``folded`` names weights
     that ``proto`` stores and the file computes from constants; ``original`` is the model that computes them.  ``size``:
-    bytes of the file and its external data.
+    bytes of the file and its external data.  ``repaired``: the file
+    notes shapes of inner values that contradict its operators; ``proto`` does not.
     """
 
     path: Path
@@ -66,6 +68,7 @@ class Model:
     folded: tuple[str, ...] = ()
     original: Model | None = None
     size: int = 0
+    repaired: bool = False
 
     @property
     def as_read(self) -> Model:
@@ -152,14 +155,17 @@ def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> 
     for tensor in tensors(proto.graph):
         check_size(tensor, path)
     external = tuple(sorted({external_path(t, path) for t in tensors(proto.graph) if uses_external_data(t)}))
-    check_model(path)
+    refusal = _refusal_of_shapes(path)
     if external:
         _read_external(proto, path)
+    if refusal is not None:
+        _repair(proto, refusal)
     digests = [_digest(file) for file in (path, *external)]
     identity = digests[0] if not external else hashlib.sha256(b"".join(digests)).digest()
     if proto.functions:
         proto = _inline_functions(proto, path)
     _check_output_names(proto, path)
+    free_negative_sizes(proto)
     frozen = default_initializers(proto) if freeze else frozenset()
     if frozen:
         inputs = [value for value in proto.graph.input if value.name not in frozen]
@@ -175,6 +181,7 @@ def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> 
         libraries=resolved,
         frozen=len(frozen),
         size=size,
+        repaired=refusal is not None,
     )
 
 
@@ -299,17 +306,45 @@ def constant_bytes(proto: onnx.ModelProto) -> int:
     return sum(byte_size(t.data_type, math.prod(t.dims)) for t in numbers)
 
 
-def check_model(path: Path) -> None:
-    """Run the ONNX checker with shape inference.
+def check_model(path: Path, with_shapes: bool = True) -> None:
+    """Run the ONNX checker, with shape inference if ``with_shapes``.
 
     Raises:
         ModelError: the checker refuses the model.
     """
     try:
-        onnx.checker.check_model(str(path), full_check=True)
+        onnx.checker.check_model(str(path), full_check=with_shapes)
     except Exception as error:  # the checker raises several unrelated types
         raise_if_machine_failed(error)
         raise ModelError(f"{path}: the ONNX checker refuses the model: {first_line(error)}; export it again") from error
+
+
+def _refusal_of_shapes(path: Path) -> ModelError | None:
+    """The refusal of a file whose shapes are wrong while all else is right; None if the file is right.
+
+    Raises:
+        ModelError: the checker refuses more than shapes.
+    """
+    try:
+        check_model(path)
+    except ModelError as refusal:
+        check_model(path, with_shapes=False)
+        return refusal
+    return None
+
+
+def _repair(proto: onnx.ModelProto, refusal: ModelError) -> None:
+    """Leave out what is noted of inner shapes, in place; onnxruntime does not trust it either.
+
+    Raises:
+        ModelError: the shapes still contradict each other.
+    """
+    drop_inner_shapes(proto)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:  # the checker raises several unrelated types
+        raise_if_machine_failed(error)
+        raise refusal from error
 
 
 def raise_if_machine_failed(error: BaseException | str) -> None:

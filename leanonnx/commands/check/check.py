@@ -50,7 +50,7 @@ from leanonnx.evaluation.plausibility import data_remarks
 from leanonnx.evaluation.slices import channel_axes
 from leanonnx.evaluation.user_scores import ScoreFunction
 from leanonnx.graph.formats import ElementTypes, convert_feed, stand_in
-from leanonnx.graph.model import Model, load
+from leanonnx.graph.model import Model, check_model, load
 from leanonnx.inputs.random import INPUT_KINDS, random_inputs
 from leanonnx.numeric.arrays import Array
 from leanonnx.proof.proof import is_optimised
@@ -151,7 +151,8 @@ def run_check(
     check_score(request.limits, request.score, request.data)
     libraries = request.timed.libraries
     with clock.stage("load"):
-        base, new = load(base_path, libraries), _load_or_reason(new_path, libraries)
+        base = load(base_path, libraries)
+        new = _load_or_reason(new_path, base)
     check_shapes(base, request.timed.shapes)
     if isinstance(new, str):
         return _result(request, clock, [Verdict(gate=VALID, status=FAILED, detail=new)], "NEW is not valid")
@@ -204,10 +205,13 @@ def _result(
     )
 
 
-def _load_or_reason(path: Path, libraries: tuple[Path, ...]) -> Model | str:
-    """Load a model, or return why it is invalid; a missing or unreadable file is the user's error."""
+def _load_or_reason(path: Path, base: Model) -> Model | str:
+    """Load NEW, or return why it is invalid; a missing or unreadable file is the user's error."""
     try:
-        return load(path, libraries)
+        new = load(path, base.libraries)
+        if new.repaired and not base.repaired:
+            check_model(path)
+        return new
     except ModelError as error:
         if not path.is_file() or not os.access(path, os.R_OK):
             raise

@@ -196,8 +196,9 @@ class Candidate:
 
     @property
     def is_original(self) -> bool:
-        """True if nothing was removed or cleaned up."""
-        return self.is_whole and not (self.tidied or self.job.dag.model.frozen or self.is_quantised)
+        """True if nothing was removed, cleaned up or repaired."""
+        model = self.job.dag.model
+        return self.is_whole and not (self.tidied or model.frozen or model.repaired or self.is_quantised)
 
     @property
     def is_quantised(self) -> bool:

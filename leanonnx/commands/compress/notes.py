@@ -131,6 +131,10 @@ def result_warnings(candidate: Candidate, trial: Trial) -> tuple[str, ...]:
         missed.append(not_faster(trial))
     if replaced := replacement_warning(trial, options.budget):
         advice.append(replaced)
+    if model.repaired:
+        advice.append(
+            "the file notes shapes of inner values that contradict its operators; the result leaves out all such notes"
+        )
     unsure = [*_integer_warnings(candidate)]
     if trial.failure:
         unsure.append(f"latency could not be measured: {trial.failure}")
