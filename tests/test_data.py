@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from leanonnx.data.files import InputSpec, open_arrays
 from leanonnx.data.samples import open_data
 from leanonnx.errors import DataError
 from leanonnx.graph.model import load
@@ -58,6 +59,19 @@ def test_whole_inputs_are_fed_row_by_row(save: Save, tmp_path: Path) -> None:
         np.testing.assert_array_equal(feed["x"], IMAGES[k : k + 1])
         np.testing.assert_array_equal(feed["s"], state[k])
         assert feed["r"].shape == () and feed["r"] == k and feed["r"].dtype == np.int64
+
+
+@SAVERS
+def test_one_number_is_fed_with_every_sample(save: Save, tmp_path: Path) -> None:
+    """An input without axes, such as a sampling rate, may be given once."""
+    save(tmp_path / "data.npz", x=IMAGES, r=np.int64(16000))
+    feeds = list(data_for(tmp_path, "float[N,3,6,6] x; int64 r").feeds())
+    assert [int(feed["r"]) for feed in feeds] == [16000] * 13 and feeds[0]["r"].shape == ()
+    np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in feeds]), IMAGES)
+    slots = [InputSpec("x", (None, 3, 6, 6), np.dtype(np.float32)), InputSpec("r", (), np.dtype(np.int64))]
+    held = open_arrays({"x": IMAGES, "r": 16000}, slots)
+    with held.open_reader(slots, labelled=False) as read:
+        assert held.count == 13 and read(12)[0]["r"] == 16000
 
 
 def test_the_only_array_fits_the_only_input(tmp_path: Path) -> None:

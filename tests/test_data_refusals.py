@@ -35,7 +35,7 @@ BAD_ARRAYS: dict[str, tuple[str, dict[str, Any], str]] = {
     "no order": ("float[N,3,8,8] x", {"x": np.zeros((5, 9, 9, 3))}, r"8\]; give it in one of these shapes"),
     "shape": ("float[N,6] x", {"x": np.zeros((3, 5))}, r"'x' has the shape \[3, 5\]"),
     "shape of whole inputs": ("float[2,6] x", {"x": np.zeros((3, 1, 6))}, r"or \[samples, 2, 6\]"),
-    "one number": ("float x", {"x": np.zeros(())}, r"takes \[samples\]"),
+    "numbers": ("float x", {"x": np.zeros((2, 2))}, r"takes \[samples\]"),
     "empty": ("float[N,6] x", {"x": np.zeros((0, 6))}, "0 samples, but one run of the model takes 1"),
     "too few": ("float[4,6] x", {"x": np.zeros((3, 6))}, "3 samples, but one run of the model takes 4"),
     "counts": ("float[N,6] x; float[N,2] s", {"x": np.zeros((3, 6)), "s": np.zeros((4, 2))}, "'x' 3, 's' 4"),

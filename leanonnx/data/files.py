@@ -103,7 +103,32 @@ class MemoryArray:
     @contextmanager
     def open_reader(self) -> Iterator[Callable[[int], Array]]:
         """Open a reader of samples by their index, which returns copies."""
-        yield lambda k: np.array(self.array[k], order="C")
+        yield lambda k: np.array(self.array[k] if self.shape else self.array, order="C")
+
+
+@dataclass(frozen=True)
+class RepeatedNumber:
+    """One number for all samples, [samples]: what an input without axes takes, such as a sampling rate."""
+
+    name: str
+    base: NpzArray | MemoryArray
+    count: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of all samples together."""
+        return (self.count,)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements."""
+        return self.base.dtype
+
+    @contextmanager
+    def open_reader(self) -> Iterator[RowReader]:
+        """Open a reader of samples by their index."""
+        with self.base.open_reader() as read:
+            yield lambda _: read(0)
 
 
 @dataclass(frozen=True)
@@ -114,7 +139,7 @@ class SampleFile:
     """
 
     title: str
-    arrays: Mapping[str, NpzArray | MemoryArray | MappedArray | ImageFolder | GeneratedArray]
+    arrays: Mapping[str, NpzArray | MemoryArray | MappedArray | RepeatedNumber | ImageFolder | GeneratedArray]
     label: NpzArray | MemoryArray | None = None
     unused: tuple[str, ...] = ()
 
@@ -231,7 +256,11 @@ def _match_arrays(
     absent = set(extras) - set(members)
     if absent:
         raise DataError(f"{title}: no array '{min(absent)}', only {', '.join(sorted(members))}; add it to the file")
+    arrays: dict[str, NpzArray | MemoryArray | RepeatedNumber]
     arrays = {name: members[name] for name in (*(slot.name for slot in slots), *extras)}
+    samples = max((member.shape[0] for member in arrays.values() if member.shape), default=1)
+    for slot in (slot for slot in slots if not slot.dims and not members[slot.name].shape):
+        arrays[slot.name] = RepeatedNumber(slot.name, members[slot.name], samples)
     for slot in slots:
         _check_array(title, slot, arrays[slot.name])
     for name in extras:
@@ -250,7 +279,7 @@ def _match_arrays(
     return SampleFile(title, dict(arrays), label, tuple(name for name in members if name not in used))
 
 
-def _check_array(title: str, slot: InputSpec, member: NpzArray | MemoryArray) -> None:
+def _check_array(title: str, slot: InputSpec, member: NpzArray | MemoryArray | RepeatedNumber) -> None:
     """Check the shape and type of an array against its input."""
     if not _fits(member.shape, slot):
         sizes = ["?" if d is None else str(d) for d in slot.dims]
@@ -288,7 +317,7 @@ def _fitting_order(shape: tuple[int, ...], slot: InputSpec) -> tuple[int, ...] |
     return None
 
 
-def _check_kind(title: str, member: NpzArray | MemoryArray, kinds: str, expected: str) -> None:
+def _check_kind(title: str, member: NpzArray | MemoryArray | RepeatedNumber, kinds: str, expected: str) -> None:
     if member.dtype.kind not in kinds:
         raise DataError(f"{title}: array '{member.name}' holds {member.dtype}, but {expected}; convert the array")
 
