@@ -192,6 +192,8 @@ ACCURACIES: Mapping[str, tuple[CompressionReport, str, str]] = {
         "the same decision in 97.0 % of the cases (94.0 % to 99.0 %)",
         "bad",
     ),
+    "another shape": (judged(replace(output(None), reshaped=True)), "outputs of another shape", "bad"),
+    "not finite": (judged(output(None)), "outputs not finite", "bad"),
     "ruined": (judged(SURE, headline="ruined"), "the same decision in 97.0 % of the cases (94.0 % to 99.0 %)", "bad"),
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from leanonnx.analysis.cost import cost_model
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.product_costs import products
@@ -128,18 +130,7 @@ def runtimes_row(row: RuntimeComparison) -> RuntimesRow:
 
 def fidelity_row(fidelity: Fidelity) -> FidelityRow:
     """The deviation of each output; a number that is infinite becomes None."""
-    outputs = {
-        one.output: OutputDeviation(
-            relative_l2=json_value(one.relative_l2),
-            psnr=json_value(one.psnr),
-            top1=one.top1,
-            top5=one.top5,
-            worst_channel=worst_channel(one.channels),
-            vacuous=one.vacuous or None,
-            intervals=intervals_row(one.intervals),
-        )
-        for one in fidelity.outputs
-    }
+    outputs = output_rows(fidelity)
     metric = None
     if fidelity.metric is not None:
         metric = MetricChange(
@@ -152,6 +143,23 @@ def fidelity_row(fidelity: Fidelity) -> FidelityRow:
             by_chance=is_by_chance(fidelity) or None,
         )
     return FidelityRow(fidelity.samples, outputs, metric)
+
+
+def output_rows(fidelity: Fidelity) -> Mapping[str, OutputDeviation]:
+    """The deviation of each output by its name."""
+    return {
+        one.output: OutputDeviation(
+            relative_l2=json_value(one.relative_l2),
+            psnr=json_value(one.psnr),
+            top1=one.top1,
+            top5=one.top5,
+            worst_channel=worst_channel(one.channels),
+            vacuous=one.vacuous or None,
+            intervals=intervals_row(one.intervals),
+            reshaped=one.reshaped or None,
+        )
+        for one in fidelity.outputs
+    }
 
 
 def intervals_row(intervals: DeviationIntervals) -> IntervalsRow:

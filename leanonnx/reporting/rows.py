@@ -145,6 +145,7 @@ class OutputDeviation:
         worst_channel: the slice that deviates most.
         vacuous: the reason if the comparison says nothing.
         intervals: of these measures.
+        reshaped: True if it differs from the original in shape on some sample; None if it does not.
     """
 
     relative_l2: float | None
@@ -154,6 +155,7 @@ class OutputDeviation:
     worst_channel: WorstChannel | None
     vacuous: str | None
     intervals: Annotated[IntervalsRow | None, OPTIONAL] = None
+    reshaped: Annotated[bool | None, OPTIONAL] = None
 
     @property
     def known(self) -> IntervalsRow:

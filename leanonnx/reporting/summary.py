@@ -259,7 +259,7 @@ def accuracy_text(output: OutputDeviation) -> str:
         interval = interval_text(output.known.psnr, f"{{:.1f}}{UNIT_SPACE}dB".format)
         return f"PSNR {output.psnr:.1f}{UNIT_SPACE}dB{interval}"
     if output.relative_l2 is None:
-        return "outputs not finite"
+        return "outputs of another shape" if output.reshaped else "outputs not finite"
     return f"outputs off by {percent_text(output.relative_l2)}{percent_interval(output.known.relative_l2)}"
 
 

@@ -15,14 +15,12 @@ from leanonnx.commands.finetune.rows import (
     StepRow,
     StepShare,
     TrainedFidelityRow,
-    TrainedOutputRow,
     TrainingRow,
 )
 from leanonnx.commands.finetune.steps import PruningStep, PruningSteps
 from leanonnx.evaluation.deviation import Fidelity
-from leanonnx.evaluation.tally import Deviation
 from leanonnx.formatting import json_value
-from leanonnx.reporting.builders import interval_row, intervals_row, worst_channel
+from leanonnx.reporting.builders import interval_row, output_rows
 
 
 def finetune_report(result: FinetuneResult) -> FinetuneReport:
@@ -78,20 +76,4 @@ def _parity_row(trip: RoundTrip) -> ParityRow:
 
 
 def _fidelity_row(fidelity: Fidelity) -> TrainedFidelityRow:
-    outputs = {deviation.output: _output_row(deviation) for deviation in fidelity.outputs}
-    return TrainedFidelityRow(outputs, json_value(fidelity.after), interval_row(fidelity.after_interval))
-
-
-def _output_row(deviation: Deviation) -> TrainedOutputRow:
-    return TrainedOutputRow(
-        relative_l2=json_value(deviation.relative_l2),
-        psnr=json_value(deviation.psnr),
-        top1=json_value(deviation.top1),
-        top5=json_value(deviation.top5),
-        broken=deviation.broken,
-        silent=deviation.silent,
-        reshaped=deviation.reshaped,
-        vacuous=deviation.vacuous,
-        worst_channel=worst_channel(deviation.channels),
-        intervals=intervals_row(deviation.intervals),
-    )
+    return TrainedFidelityRow(output_rows(fidelity), json_value(fidelity.after), interval_row(fidelity.after_interval))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from leanonnx.reporting.encoding import INLINE, OPTIONAL
-from leanonnx.reporting.rows import REPORT_SCHEMA, IntervalRow, IntervalsRow, WorstChannel
+from leanonnx.reporting.rows import REPORT_SCHEMA, IntervalRow, OutputDeviation
 
 
 @dataclass(frozen=True)
@@ -27,26 +27,10 @@ class LossChange:
 
 
 @dataclass(frozen=True)
-class TrainedOutputRow:
-    """Deviation of one output; see ``leanonnx.evaluation.tally.Deviation``."""
-
-    relative_l2: float | None
-    psnr: float | None
-    top1: float | None
-    top5: float | None
-    broken: int
-    silent: bool
-    reshaped: bool
-    vacuous: str
-    worst_channel: WorstChannel | None
-    intervals: IntervalsRow
-
-
-@dataclass(frozen=True)
 class TrainedFidelityRow:
     """Deviation of each output, and the ``value`` of the metric where there are labels, with its interval (95 %)."""
 
-    outputs: Mapping[str, TrainedOutputRow]
+    outputs: Mapping[str, OutputDeviation]
     value: float | None
     interval: Annotated[IntervalRow | None, OPTIONAL] = None
 

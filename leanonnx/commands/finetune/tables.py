@@ -8,10 +8,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from leanonnx.commands.finetune.rows import FinetuneReport, HeldOutRow, StepRow, TrainedOutputRow, TrainingRow
+from leanonnx.commands.finetune.rows import FinetuneReport, HeldOutRow, StepRow, TrainingRow
 from leanonnx.formatting import count_text
 from leanonnx.reporting.remarks import interval_text
-from leanonnx.reporting.rows import IntervalRow
+from leanonnx.reporting.rows import IntervalRow, OutputDeviation
 from leanonnx.reporting.tables import headline_lines, other_warnings, warning_lines
 
 MAX_NAMES = 6
@@ -68,9 +68,9 @@ def _held_out_table(row: HeldOutRow) -> Table:
     return table
 
 
-def _measure(row: TrainedOutputRow, name: str) -> tuple[float | None, IntervalRow | None]:
+def _measure(row: OutputDeviation, name: str) -> tuple[float | None, IntervalRow | None]:
     """A measure of an output, with its interval."""
-    return getattr(row, name), getattr(row.intervals, name)
+    return getattr(row, name), getattr(row.known, name)
 
 
 def _step_line(step: StepRow) -> Text:
