@@ -13,7 +13,7 @@ import typer.main
 import leanonnx
 from leanonnx.api.verbs import compress
 from leanonnx.cli import options
-from leanonnx.cli.habits import GROUPED_FROM, PANEL_OF
+from leanonnx.cli.habits import GROUPED_FROM, NEEDLESS, OTHER_NAMES, PANEL_OF
 from leanonnx.cli.main import app
 from leanonnx.commands.check.gates import read_limit
 from leanonnx.errors import OptionError
@@ -49,6 +49,31 @@ def test_short_options() -> None:
     assert called("-V").stdout == called("--version").stdout
     assert called("-h").stdout == called("--help").stdout
     assert called("compress", "-h").stdout == called("compress", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--sparsity", "0.5"), "No such option: --sparsity (Possible options: --keep)"),
+        (("--budget", "0.5"), "(Possible options: --bytes, --keep, --latency, --macs, --params)"),
+        (("--quantize",), "(Possible options: --int8)"),
+        (("--force",), "No such option: --force: an output that is there already is replaced"),
+        (("-o", "out.onnx"), "No such option: -o: the output is the last argument"),
+        (("--kep", "0.5"), "--keep"),
+        (("--nothing-like-it",), "No such option: --nothing-like-it"),
+    ],
+    ids=str,
+)
+def test_options_of_other_tools(words: tuple[str, ...], says: str, folder: Path) -> None:
+    done = called(*COMPRESS, *words, cwd=folder)
+    assert done.returncode == 2 and says in done.stderr
+
+
+def test_other_names_are_those_of_options() -> None:
+    known = {name for verb in VERBS.values() for parameter in verb.params for name in parameter.opts}
+    assert {f"--{name}" for name in OTHER_NAMES} <= known
+    taken = {word for words in (*OTHER_NAMES.values(), *map(" ".join, NEEDLESS.values())) for word in words.split()}
+    assert not {f"--{word}" for word in taken} & known - {"--calib"}
 
 
 @pytest.mark.parametrize("verb", VERBS)

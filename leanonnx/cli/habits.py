@@ -46,6 +46,28 @@ PLAIN = {
 }
 """Words of the option parser, and ours for them."""
 
+OTHER_NAMES = {
+    "keep": "amount budget keep-ratio prune-ratio pruning-ratio ratio sparsity target-sparsity",
+    "macs": "budget flops ratio pruning-ratio",
+    "params": "budget parameters",
+    "bytes": "budget file-size max-size model-size",
+    "latency": "budget speed speedup time",
+    "calib": "calibration calibration-data calibration-dataset dataset input-data inputs samples",
+    "data": "calib dataset eval-data input-data inputs samples",
+    "int8": "quant quantise quantize quantization",
+    "shape": "input-shape input-shapes overwrite-input-shape test-input-shape",
+    "provider": "ep execution-provider gpu",
+    "max-deviation": "atol rtol tolerance",
+    "min-agreement": "accuracy max-accuracy-drop",
+    "report": "html",
+}
+"""Options, and what other tools call them."""
+NEEDLESS = {
+    "the output is the last argument": ("output", "output-model", "o"),
+    "an output that is there already is replaced": ("force", "overwrite", "f", "y", "yes"),
+}
+"""What makes an option of other tools needless."""
+
 
 class LeanGroup(TyperGroup):
     """The group of all verbs: their help is drawn in panels, errors stay plain lines."""
@@ -71,6 +93,21 @@ class LeanGroup(TyperGroup):
             for theirs, ours in PLAIN.items():
                 error.message = error.message.replace(theirs, ours)
             raise
+        except UsageError as error:
+            if hasattr(error, "possibilities"):
+                _name_ours(error)
+            raise
+
+
+def _name_ours(error: Any) -> None:
+    """Put into an error about an unknown option what it is called here."""
+    word = error.option_name.lstrip("-")
+    known = {name for parameter in error.ctx.command.params for name in parameter.opts}
+    ours = [f"--{name}" for name, others in OTHER_NAMES.items() if word in others.split() and f"--{name}" in known]
+    error.possibilities = ours or error.possibilities
+    for reason, words in NEEDLESS.items():
+        if word in words:
+            error.message, error.possibilities = f"{error.message}: {reason}", None
 
 
 def with_habits(verb: Callable[..., None]) -> Callable[..., None]:

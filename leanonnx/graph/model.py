@@ -55,8 +55,8 @@ class Model:
 
     ``frozen`` counts initializers that the file lists as graph inputs and ``proto`` does not.  ``folded`` names weights
     that ``proto`` stores and the file computes from constants; ``original`` is the model that computes them.  ``size``:
-    bytes of the file and its external data.  ``repaired``: the file
-    notes shapes of inner values that contradict its operators; ``proto`` does not.
+    bytes of the file and its external data.  ``repaired``: the file notes shapes of inner values that contradict its
+    operators, and ``proto`` does not.
     """
 
     path: Path
