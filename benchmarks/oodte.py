@@ -25,7 +25,8 @@ COLLECTION = ROOT.parent / "shared" / "zoo"
 TOLERANCE = 1e-4
 """Largest difference of an element, as a share of the output's largest number, up to which outputs are the same."""
 OWN_FACTOR = 10
-"""Outputs that differ count as the original's own noise up to so many times its optimised from its plain run."""
+"""Outputs that differ count as the original's own noise up to so many times the larger of two differences: of its
+optimised from its plain run, and of its outputs when its inputs move by one unit of the last place."""
 KEEP = 0.5
 ENDED_IN_A_BUG = 3
 """Exit code of leanonnx for a bug; a negative one is a signal."""

@@ -57,6 +57,16 @@ def test_wrong_file(files: tuple[Path, Path, Row], tmp_path: Path) -> None:
     assert row["difference"] > max(TOLERANCE, OWN_FACTOR * row["own"])
 
 
+def test_outputs_near_the_resolution_of_their_function(tmp_path: Path) -> None:
+    """Sigmoid computes around 0.5: far below, its last place is a large share of the output, whatever one compares."""
+    constant = "c = Constant <value = float {-14.0}> ()"
+    body = f'<ir_version: 8, opset_import: ["" : 17]> g (float[1, 64] x) => (float[1, 64] y) {{ {constant}'
+    source = saved(onnx.parser.parse_model(f"{body} a = Add (x, c) y = Sigmoid (a) }}"), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=np.linspace(-1, 1, 256, dtype=np.float32).reshape(4, 1, 64))
+    row = judge(source, source, None, tmp_path / "x.npz", {})
+    assert row["difference"] == 0 and row["own"] > TOLERANCE / OWN_FACTOR
+
+
 def test_invalid_file(files: tuple[Path, Path, Row], tmp_path: Path) -> None:
     source, target, plan = files
     proto = onnx.load(target)
