@@ -8,7 +8,8 @@ right settings, and by NNCF (``--nncf``: an interpreter that has it).  Scores ar
 optimisations off; what is for the other kind of processor (with or without VNNI) is scored, but not timed.  With
 ``--no-times`` leanonnx decides without measuring, and a later call without it measures what is in the work folder.
 Cells that are in the results already, with their file in the work folder, are not made again, and times are taken again
-only where the machine was busy.  ``python -m benchmarks.digest`` then fills the page.
+only where the machine was busy.  leanonnx decides for one thread, and again for more if it is slower with them.
+``python -m benchmarks.digest`` then fills the page.
 """
 
 from __future__ import annotations

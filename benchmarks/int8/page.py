@@ -168,6 +168,7 @@ def _time_columns(cells: Cells, place: Place, method: str, threads: str) -> list
     if "speedup" not in times:
         return ["cannot be run" if times else "", ""]
     busy = ", busy" if times["busy"] else ""
+    busy += "" if "decided_for" not in times else ", decided for it" if times["kept"] else ", kept float"
     low, high = times["interval"]
     return [span(times["ms"]), f"{times['speedup']:.2f} ({low:.2f}–{high:.2f}{busy})"]
 
