@@ -40,6 +40,11 @@ BAD_ARRAYS: dict[str, tuple[str, dict[str, Any], str]] = {
     "too few": ("float[4,6] x", {"x": np.zeros((3, 6))}, "3 samples, but one run of the model takes 4"),
     "counts": ("float[N,6] x; float[N,2] s", {"x": np.zeros((3, 6)), "s": np.zeros((4, 2))}, "'x' 3, 's' 4"),
     "labels": ("float[N,6] x", {"x": np.zeros((3, 6)), "labels": np.zeros(4)}, "'x' 3, 'labels' 4"),
+    "any batch": (
+        "float[N,6] x; float[4,6] s; float[2,6] t",
+        {name: np.zeros((8, 6)) for name in "xst"},
+        r"\('s' 4, 't' 2\)",
+    ),
     "batches": ("float[4,6] x; float[2,6] s", {"x": np.zeros((8, 6)), "s": np.zeros((8, 6))}, r"\('x' 4, 's' 2\)"),
     "complex": ("float[N] x", {"x": np.zeros(3, complex)}, "'x' holds complex128, but input 'x' takes float32"),
     "objects": ("float[N] x", {"x": np.array([None, 1])}, "'x' holds object"),

@@ -282,7 +282,7 @@ def dataset_of(title: str, slots: list[InputSpec], files: list[SampleFile]) -> D
     takes = {slot.name: 1 if slot.is_whole else slot.dims[0] for slot in slots}
     fixed = {size for size in takes.values() if size is not None}
     if len(fixed) > 1:
-        text = ", ".join(f"'{name}' {size}" for name, size in takes.items())
+        text = ", ".join(f"'{name}' {size}" for name, size in takes.items() if size is not None)
         raise DataError(
             f"{title}: the inputs take different numbers of samples in one run ({text}); "
             "give every input an axis more, [runs, ...], with the whole input in each row"
