@@ -5,8 +5,8 @@
 Mutants are made by cosmic-ray's operators (``pip install cosmic-ray pytest-cov``), drawn by place in the source rather
 than by operator.  Those that change nothing but annotations are left out.  The sources are copied; the project is not
 touched.  First, all tests run once with coverage, which is kept in FILE; a mutant is then put to those that reach its
-statement, and to all where it is reached when the module is imported.  Results are saved after each mutant, so that a
-run that is cut short is a smaller sample.
+statement, and to all where only imports reach it.  Results are saved after each mutant, so that a run that is cut short
+is a smaller sample, with which ``--resume`` goes on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from cosmic_ray.ast import get_ast
 from cosmic_ray.mutating import mutate_code
 from coverage import CoverageData
 
-from benchmarks.common import ROOT, Row, environment, progress, save
+from benchmarks.common import ROOT, Row, environment, load, progress, save
 
 TARGETS = ("rules/*.py", "surgery/operate.py")
 LEFT_OUT = ("VariableInserter", "VariableReplacer")
@@ -140,7 +140,7 @@ def record_coverage(path: Path, folder: Path, workers: int) -> None:
 
 
 def reaching_tests(mutant: Mutant, coverage: CoverageData, folder: Path) -> list[str]:
-    """The tests that reach the statement of a mutant; all of them if it is reached without any."""
+    """The tests that reach the statement of a mutant; all of them if it is reached by imports alone."""
     tree = ast.parse((ROOT / mutant.file).read_text())
     around = [
         node
@@ -153,8 +153,9 @@ def reaching_tests(mutant: Mutant, coverage: CoverageData, folder: Path) -> list
     lines = range(statement.lineno, max(end, statement.lineno) + 1)
     (measured,) = (name for name in coverage.measured_files() if Path(name).match(mutant.file))
     by_line = coverage.contexts_by_lineno(measured)
-    found = {context for line in lines for context in by_line.get(line, ())}
-    return related_tests(folder) if "" in found else sorted({context.rpartition("|")[0] for context in found})
+    found = {context.rpartition("|")[0] for line in lines for context in by_line.get(line, ())}
+    tests = sorted(found - {""})
+    return related_tests(folder) if found and not tests else tests
 
 
 def judge(mutant: Mutant, source: str, folder: Path, coverage: CoverageData) -> Row:
@@ -225,9 +226,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--coverage", type=Path, metavar="FILE", help="coverage of these sources by test")
+    parser.add_argument("--resume", action="store_true", help="go on with the sample of the results")
     arguments = parser.parse_args()
-    rows: list[Row] = []
-    for row in run_all(drawn(arguments.count, arguments.seed), arguments.workers, arguments.coverage):
+    rows: list[Row] = load("mutation")["mutants"] if arguments.resume else []
+    sample = drawn(arguments.count, arguments.seed)[len(rows) :]
+    for row in run_all(sample, arguments.workers, arguments.coverage):
         rows.append(row)
         dead = sum(each["outcome"] != "survived" for each in rows)
         head = {"environment": environment(), "seed": arguments.seed, "count": len(rows), "dead": dead}
