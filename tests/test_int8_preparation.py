@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from leanonnx.errors import ModelError
+from leanonnx.quantization import preparation
 from leanonnx.quantization.layers import carriers_between, weighted_layers
-from leanonnx.quantization.preparation import LEAST_OPSET, prepare
+from leanonnx.quantization.preparation import LEAST_OPSET, MAX_FLOAT_ERROR, prepare, relative_difference
 from leanonnx.runtime.sessions import run
 from tests.calibrated import analysed, net, normal_feeds
 from tests.helpers import saved
@@ -29,6 +31,27 @@ def test_older_operator_sets_are_raised(tmp_path: Path, opset: int) -> None:
     written = onnx.load(tmp_path / "o.onnx")
     assert "BatchNormalization" not in {node.op_type for node in written.graph.node}
     assert run(tmp_path / "o.onnx", [{"x": np.ones((1, 3, 8, 8), np.float32)}])
+
+
+def scaled(proto: onnx.ModelProto) -> None:
+    """Spoil a network: one of its weights is half as large again."""
+    weight = next(tensor for tensor in proto.graph.initializer if len(tensor.dims) == 4)
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.5), weight.name))
+
+
+def test_outputs_as_small_as_their_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far below zero, Sigmoid gives a few units of its last place: networks are compared before it."""
+    body = """h = Conv <pads = [1,1,1,1]> (x, w) n = BatchNormalization (h, g, b, m, v) y0 = Conv (n, w2)
+              c = Constant <value = float {-15.0}> () s = Add (y0, c) y = Sigmoid (s)"""
+    constants = "float[4,3,3,3] w, float[4] g, float[4] b, float[4] m, float[4] v = {1, 1, 1, 1}, float[2,4,1,1] w2"
+    proto = net("(float[1, 3, 8, 8] x) => (float[1, 2, 8, 8] y)", constants, body)
+    feeds = normal_feeds(analysed(proto), 4, 0)
+    prepared = prepare(proto, Path("m.onnx"), feeds).proto
+    outputs = zip(run(proto, feeds), run(prepared, feeds), strict=True)
+    assert max(relative_difference(before[0], after[0]) for before, after in outputs) > MAX_FLOAT_ERROR
+    monkeypatch.setattr(preparation, "_name_nodes", scaled)
+    with pytest.raises(ModelError, match="its outputs differ by"):
+        prepare(proto, Path("m.onnx"), feeds)
 
 
 @pytest.mark.parametrize("opset", [11, 17])
