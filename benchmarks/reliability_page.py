@@ -81,8 +81,8 @@ def mutants() -> str:
     alive = [row for row in data["mutants"] if row["outcome"] == "survived" and not row.get("same")]
     counted = data["count"] - len(same)
     text = f"{data['dead']} of {counted} mutants that change behaviour died ({data['dead'] / max(counted, 1):.0%}); "
-    text += f"{len(same)} more change nothing that can be observed. Drawn with seed {data['seed']} on "
-    text += f"{data['environment']['date']}."
+    text += f"{len(same)} more change{'s' * (len(same) == 1)} nothing that can be observed. "
+    text += f"Drawn with seed {data['seed']} on {data['environment']['date']}."
     lines = [[f"`{row['file']}:{row['line']}`", f"`{row['source']}`", row.get("same", "")] for row in [*alive, *same]]
     return f"{text}\n\n{table(['survivor', 'as changed', 'why nothing changes'], lines)}" if lines else text
 

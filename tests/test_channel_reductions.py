@@ -181,3 +181,15 @@ def test_advice_fits_the_sizes(batch: str, phrase: str) -> None:
     advices = {pin.advice for pin in dag.pins if "every n-th channel" in pin.reason}
     assert advices
     assert all(phrase in advice for advice in advices), advices
+
+
+@pytest.mark.parametrize(("op", "gain"), [("ReduceMean", 1 / 12), ("ReduceSum", 1)])
+def test_a_chain_through_a_reduction_has_its_gain(op: str, gain: float) -> None:
+    """Each of twelve channels goes into a mean by a twelfth, and into a sum as it is."""
+    body = f"""h = Conv <pads = [1, 1, 1, 1]> (x, a) axes = Constant <value = int64[1] {{1}}> () m = {op} (h, axes)
+               y = Conv <pads = [1, 1, 1, 1]> (m, g)"""
+    dag = analysed(
+        net("(float[N,3,8,8] x) => (float[N,1,8,8] y)", "float[12,3,3,3] a, float[1,1,3,3] g", body, opset=18)
+    )
+    ((_, edges),) = dag.fixed_edges
+    assert edges.gains is not None and edges.gains.tolist() == pytest.approx([gain] * 12)
