@@ -179,7 +179,7 @@ def timed(speedup: float, low: float, high: float, verdict: str = "faster", busy
         ),
         (
             report_of(after=100),
-            {"kernels": 1.0},
+            {"kernels": 0.5},
             "Nothing could be removed: the output equals the input. "
             "Speed not measured, outputs unchanged, 100 % of the size.",
             "bad",

@@ -339,3 +339,9 @@ def test_a_model_within_the_budget_needs_nothing_removed() -> None:
     summary = summarise(report_of(after=100), context(bytes=2.0))
     assert summary.alarm == "Nothing had to be removed: the output equals the input."
     assert summarise(report_of(after=100), context(bytes=0.5)).alarm.startswith("Nothing could be removed")
+
+
+def test_integers_that_were_left_out() -> None:
+    report = replace(report_of(after=100), quantisation=replace(INTEGERS, kept=False))
+    assert summarise(report, context(kernels=1.0)).alarm == "8-bit integers were left out: the output equals the input."
+    assert step(report, context(kernels=1.0)).startswith("give a budget, such as --macs 0.75")

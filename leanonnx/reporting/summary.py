@@ -41,6 +41,8 @@ MAX_SPREAD = 1.5
 SPEEDUP_TOLERANCE = 1.0001
 """Factor by which the rounded speed-up may miss the budget."""
 LEAST_EFFORT = next(iter(EFFORTS))
+ADVISED_SHARE = 0.75
+"""Budget to begin with."""
 MODEL_SUFFIX = ".onnx"
 DATA = "DATA"
 """Stands for samples that the result was not made of; nobody but the user knows where they are."""
@@ -131,8 +133,7 @@ def summarise(report: CompressionReport, context: SummaryContext) -> Summary:
     """The summary of a compression."""
     alarm = "The result is ruined." if report.headline is not None else _over_budget(report, context.options)
     if is_unchanged(report):
-        alarm = "Nothing had to be removed" if _fits_already(context.options) else "Nothing could be removed"
-        alarm += ": the output equals the input."
+        alarm = f"{_why_unchanged(report, context.options)}: the output equals the input."
     speed, size, accuracy = _speed(report.latency), _size(report), _accuracy(report)
     step = _next_step(report, context, speed, accuracy)
     return Summary(alarm=alarm, speed=speed, size=size, accuracy=accuracy, next_step=step)
@@ -141,6 +142,12 @@ def summarise(report: CompressionReport, context: SummaryContext) -> Summary:
 def is_unchanged(report: CompressionReport) -> bool:
     """True if nothing was removed, and no weight was changed."""
     return not report.weights_changed and all(cost.before == cost.after for _, cost in report.costs.items())
+
+
+def _why_unchanged(report: CompressionReport, options: Mapping[str, Any]) -> str:
+    if report.quantisation is not None:
+        return "8-bit integers were left out"
+    return "Nothing had to be removed" if _fits_already(options) else "Nothing could be removed"
 
 
 def _fits_already(options: Mapping[str, Any]) -> bool:
@@ -313,6 +320,8 @@ def _over_budget(report: CompressionReport, options: Mapping[str, Any]) -> str:
 def _next_step(report: CompressionReport, context: SummaryContext, speed: Statement, accuracy: Statement) -> str:
     """The one step that helps most: more inputs, a milder budget, training, timing again; if all is well, a check."""
     source, output, now = context.source, context.output, report.deviation
+    if is_unchanged(report) and report.quantisation is not None:
+        return f"give a budget, such as {option('macs', ADVISED_SHARE)}: fewer multiply-adds are faster in floats too"
     if is_unchanged(report) and _fits_already(context.options):
         return f"nothing, as the model is within the budget; {option('exact', True)} removes what contributes nothing"
     if is_unchanged(report):
