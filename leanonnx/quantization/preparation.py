@@ -322,12 +322,8 @@ def _float_error(
 
 def _values_to_compare(proto: onnx.ModelProto, feeds: Sequence[Feed], libraries: tuple[Path, ...]) -> list[list[Array]]:
     """Outputs for each feed, or what goes into the Sigmoid that makes them."""
-    view = GraphView(proto)
-    names = []
-    for output in proto.graph.output:
-        maker = proto.graph.node[view.producers[output.name]] if output.name in view.producers else None
-        is_squashed = maker is not None and standard_name(maker) == SQUASHING
-        names.append(maker.input[0] if maker is not None and is_squashed else output.name)
+    squashed = {node.output[0]: node.input[0] for node in proto.graph.node if standard_name(node) == SQUASHING}
+    names = [squashed.get(output.name, output.name) for output in proto.graph.output]
     found = tensor_values(proto, names, feeds, libraries)
     return [[values[name] for name in names] for values in found]
 

@@ -145,6 +145,7 @@ def is_unchanged(report: CompressionReport) -> bool:
 
 
 def _why_unchanged(report: CompressionReport, options: Mapping[str, Any]) -> str:
+    """The reason why a compression changed nothing."""
     if report.quantisation is not None:
         return "8-bit integers were left out"
     return "Nothing had to be removed" if _fits_already(options) else "Nothing could be removed"
@@ -320,12 +321,8 @@ def _over_budget(report: CompressionReport, options: Mapping[str, Any]) -> str:
 def _next_step(report: CompressionReport, context: SummaryContext, speed: Statement, accuracy: Statement) -> str:
     """The one step that helps most: more inputs, a milder budget, training, timing again; if all is well, a check."""
     source, output, now = context.source, context.output, report.deviation
-    if is_unchanged(report) and report.quantisation is not None:
-        return f"give a budget, such as {option('macs', ADVISED_SHARE)}: fewer multiply-adds are faster in floats too"
-    if is_unchanged(report) and _fits_already(context.options):
-        return f"nothing, as the model is within the budget; {option('exact', True)} removes what contributes nothing"
     if is_unchanged(report):
-        return f"see what may not be removed, and why: {call_text('inspect', source, **context.model_options)}"
+        return _step_from_unchanged(report, context)
     if now is None and not _keeps_outputs(report):
         return f"give {ADVISED_SAMPLES} real inputs or more, without labels, with {option('calib')}: they fit the " + (
             "weights and measure the accuracy"
@@ -351,6 +348,15 @@ def _next_step(report: CompressionReport, context: SummaryContext, speed: Statem
     on_data = f", on inputs that were not used here ({DATA})" if data else ""
     options = {**data, **suggested_limits(report, _keeps_outputs(report)), **context.model_options}
     return f"check it in your tests{on_data}: {call_text('check', context.reference, output, **options)}"
+
+
+def _step_from_unchanged(report: CompressionReport, context: SummaryContext) -> str:
+    """The step after a compression that changed nothing."""
+    if report.quantisation is not None:
+        return f"give a budget, such as {option('macs', ADVISED_SHARE)}: fewer multiply-adds are faster in floats too"
+    if _fits_already(context.options):
+        return f"nothing, as the model is within the budget; {option('exact', True)} removes what contributes nothing"
+    return f"see what may not be removed, and why: {call_text('inspect', context.source, **context.model_options)}"
 
 
 def _step_to_accuracy(report: CompressionReport, context: SummaryContext, accuracy: Statement) -> str:
