@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from onnx.reference import ReferenceEvaluator
 
 import leanonnx
-from benchmarks.oracle import count
+from benchmarks.oracle import added, running_totals
 from leanonnx.commands.compress.pipeline import CompressResult, compress_file
 from leanonnx.errors import ProofFailed
 from leanonnx.graph.formats import Source, load_proto
@@ -218,9 +218,18 @@ def test_python_keyword(tmp_path: Path) -> None:
 
 
 def test_differences_over_graphs_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved(build(CNN), tmp_path / "cnn.onnx")
-    asked = Namespace(folder=tmp_path, start=0, keep_sets=2)
-    row = count(asked)
-    assert (row["graphs"], row["keep_sets"], row["compared"], row["differences"]) == (1, 2, 2, [])
+    for name in ("a.onnx", "b.onnx"):
+        saved(build(CNN), tmp_path / name)
+    asked = Namespace(folder=tmp_path, keep_sets=2, workers=1)
+    first, both = running_totals({}, asked)
+    assert [(row["graphs"], row["keep_sets"], row["compared"]) for row in (first, both)] == [(1, 2, 2), (2, 4, 4)]
+    assert both["differences"] == []
     monkeypatch.setattr(runtimes, "ReferenceEvaluator", broken_evaluator(is_pruned))
-    assert [each["graph"] for each in count(asked)["differences"]] == ["cnn.onnx", "cnn.onnx"]
+    (resumed,) = running_totals(first, asked)
+    assert (resumed["graphs"], [each["graph"] for each in resumed["differences"]]) == (2, ["b.onnx", "b.onnx"])
+
+
+def test_totals_of_graphs_are_added() -> None:
+    rows = [{"graphs": 1, "reasons": {"one": n}, "differences": [n]} for n in (1, 2)]
+    rows[1]["refused"] = 1
+    assert added(*rows) == {"graphs": 2, "reasons": {"one": 3}, "differences": [1, 2], "refused": 1}

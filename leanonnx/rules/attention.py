@@ -25,6 +25,8 @@ from leanonnx.rules.call import (
 
 PACKED_RANK, STACKED_RANK = 3, 4
 """Ranks of packed heads [batch, length, heads · width] and of stacked heads [batch, heads, length, width]."""
+ANGLES = 2
+"""Slot of RotaryEmbedding that holds sines or cosines [..., width / 2], in both of its domains."""
 
 
 @dataclass(frozen=True)
@@ -182,9 +184,9 @@ def rotary_embedding(call: Call) -> Effect:
     Limits: none.
     Specification: ONNX RotaryEmbedding-23, com.microsoft.RotaryEmbedding-1.
     """
-    shape, angles = call.shape(0), 2 if call.domain else 1
+    shape = call.shape(0)
     given = int(call.attribute("num_heads", 0))
-    count = (given or shape[2] // (2 * call.shape(angles)[-1])) if len(shape) == PACKED_RANK else shape[1]
+    count = (given or shape[2] // (2 * call.shape(ANGLES)[-1])) if len(shape) == PACKED_RANK else shape[1]
     rows = _rows(call, 0, count)
     heads = Heads(mint_for_rows(call, rows))
     pair = _pairs(rows, heads.channel_ids)

@@ -7,6 +7,7 @@ of the output that replaces it: the last for a weight on the right, the second t
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -102,7 +103,7 @@ def qlinear_matmul(call: Call) -> Effect:
     Limits: as MatMul.
     Specification: ONNX QLinearMatMul-21.
     """
-    return _quantised_product(call, 0, 3, {0: (1, 2), 3: (4, 5)})
+    return _quantised_product(call, 0, 3, (4, 5))
 
 
 def matmul_integer(call: Call) -> Effect:
@@ -114,19 +115,23 @@ def matmul_integer(call: Call) -> Effect:
     Limits: as MatMul; the zero point of the input is a scalar.
     Specification: ONNX MatMulInteger-10.
     """
-    return _quantised_product(call, 0, 1, {0: (2,), 1: (3,)})
+    return _quantised_product(call, 0, 1, (3,))
 
 
-def _quantised_product(call: Call, left: int, right: int, sides: dict[int, tuple[int, ...]]) -> Effect:
-    """Effect of a quantised product; ``sides`` holds the slots of scale and zero point of each operand."""
+def _quantised_product(call: Call, left: int, right: int, per_column: tuple[int, ...]) -> Effect:
+    """Effect of a quantised product; ``per_column``: slots of the right operand's scale and zero point.
+
+    Those of the left operand are one number: onnxruntime runs no other.
+    """
     weight = left if call.is_constant(left) else right
     if not call.is_constant(weight):
         return products.computed_matmul(call, left, right)
     effect = _product(call, left + right - weight, weight)
-    if effect.kernel_blocks[0].input_channel_ids is None:
+    (block,) = effect.kernel_blocks
+    if weight == left or block.input_channel_ids is None:
         return effect
-    extra = per_channel_slices(call, sides[weight], effect.kernel_blocks[0].destinations[0])
-    return Effect(effect.outputs, effect.ties, kernel_blocks=effect.kernel_blocks, slices=(*effect.slices, *extra))
+    (destinations,) = block.destinations
+    return replace(effect, slices=(*effect.slices, *per_channel_slices(call, per_column, destinations)))
 
 
 def _product(call: Call, data: int, weight: int, left_turned: bool = False, right_turned: bool = False) -> Effect:

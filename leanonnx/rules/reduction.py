@@ -6,7 +6,6 @@ channels is scaled by their share.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -132,7 +131,7 @@ def cumulative_sum(call: Call) -> Effect:
     Limits: the axis is a constant.
     Specification: ONNX CumSum-14.
     """
-    axis = int(math.prod(call.ints(1) or [0]))
+    axis = int(call.array(1).item())
     return combine_axes(call, {axis % len(call.shape(0))}, "it adds up the channels")
 
 

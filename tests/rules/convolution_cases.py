@@ -83,6 +83,12 @@ def conv_computed_weight(b: ModelBuilder) -> None:
     b.subject("Conv", [data, weight])
 
 
+def conv_constant_data(b: ModelBuilder) -> None:
+    """A fixed pattern, filtered by the kernel of another branch."""
+    b.batch, b.free = 1, False
+    b.subject("Conv", [b.const(b.normal(1, 3, 4, 4)), b.image(3, 2, 2)])
+
+
 def conv_weight_from_constants(b: ModelBuilder) -> None:
     data = b.image(3, 4, 4)
     parts = [b.initializer(b.normal(2, 3, 1, 1)) for _ in range(2)]
@@ -208,6 +214,7 @@ CASES = [
         ),
         (
             Refusal("computed weight", conv_computed_weight, "its kernels are computed and have output channels"),
+            Refusal("constant data", conv_constant_data, COMPUTED),
             Refusal("computed bias", conv_computed_bias, "input 2 is computed from a graph input"),
         ),
         wrong={"interleaved": mistakes.interleaved},
