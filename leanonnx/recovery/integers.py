@@ -12,7 +12,6 @@ The unit of an int32 bias is the product of the scales of the weight and of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +21,7 @@ from leanonnx.graph.formats import is_float
 from leanonnx.graph.model import Model
 from leanonnx.graph.nodes import BIAS, BIASED, attribute, standard_name
 from leanonnx.numeric.arrays import Array, Floats
+from leanonnx.operators.integer_forms import INTEGER_FORMS
 from leanonnx.recovery.route import Route, count_reads, dequantised_route
 
 STORED_TYPES = (np.dtype(np.int8), np.dtype(np.uint8))
@@ -30,28 +30,6 @@ SEVEN_BITS = {"int8": (-64, 64), "uint8": (0, 128)}
 QUANTISED_WEIGHT = "its weight is quantised"
 """The reason why a layer with other integers than these cannot be fitted."""
 QUANTISED_SHARED = "its weight is quantised and shared"
-
-
-@dataclass(frozen=True)
-class IntegerSlots:
-    """Input slots of an integer operator, -1 where it has none, and the float operator that it stands for."""
-
-    operator: str
-    data: tuple[int, int]
-    weight: int
-    scale: int
-    zero: int
-    output: tuple[int, int]
-    bias: int
-
-
-INTEGER_FORMS: Mapping[str, IntegerSlots] = {
-    "QLinearConv": IntegerSlots("Conv", (1, 2), 3, 4, 5, (6, 7), 8),
-    "QLinearMatMul": IntegerSlots("MatMul", (1, 2), 3, 4, 5, (6, 7), -1),
-    "ConvInteger": IntegerSlots("Conv", (-1, 2), 1, -1, 3, (-1, -1), -1),
-    "MatMulInteger": IntegerSlots("MatMul", (-1, 2), 1, -1, 3, (-1, -1), -1),
-}
-"""The integer operators whose weights are fitted.  Without a slot of a scale, the scale is 1."""
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from leanonnx.graph.nodes import (
 from leanonnx.graph.positions import Window, window_of
 from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.channel_ids import Mask
+from leanonnx.operators.integer_forms import INTEGER_FORMS
 from leanonnx.operators.table import CONVOLUTIONS
-from leanonnx.recovery.integers import INTEGER_FORMS, QUANTISED_WEIGHT, IntegerWeight, bits_range, stored_integers
+from leanonnx.recovery.integers import QUANTISED_WEIGHT, IntegerWeight, bits_range, stored_integers
 from leanonnx.recovery.route import Route, count_reads, route_to
 from leanonnx.rules.call import KernelBlock
 

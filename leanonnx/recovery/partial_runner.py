@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from leanonnx.errors import DataError
-from leanonnx.graph.nodes import captured_names
+from leanonnx.graph.nodes import captured_names, is_quantised
 from leanonnx.graph.view import unused_outputs
 from leanonnx.numeric.arrays import Array
 from leanonnx.operators.facts import Family
@@ -142,6 +142,7 @@ class PartialRunner:
 
     def __init__(self, proto: onnx.ModelProto, shelf: TensorSpill, tag: str, libraries: Sequence[Path] = ()) -> None:
         self.proto, self.spill, self.tag, self.libraries = proto, shelf, tag, libraries
+        self.optimise = not any(is_quantised(node) for node in proto.graph.node)  # integers are to be summed exactly
         self.runs = 0
         self.shared: dict[str, str] = {}
         graph = proto.graph
@@ -239,7 +240,7 @@ class PartialRunner:
         try:
             with (
                 translate_errors(),
-                open_session(part, libraries=self.libraries) as session,
+                open_session(part, self.optimise, self.libraries) as session,
                 session_runner(session) as run_once,
             ):
                 for run in range(self.runs):

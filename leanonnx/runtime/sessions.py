@@ -21,6 +21,7 @@ import onnxruntime as ort
 from onnx import numpy_helper
 
 from leanonnx.errors import LeanOnnxError
+from leanonnx.graph.exact_integers import has_integer_sums, with_exact_sums
 from leanonnx.graph.formats import ElementTypes, Source, convert_feed, convert_to_float32
 from leanonnx.graph.model import first_line, raise_if_machine_failed
 from leanonnx.graph.storage import data_size, write_model
@@ -113,10 +114,12 @@ def open_session(
     """A CPU session on a file or on a model in memory.
 
     Large models go through a temporary file that onnxruntime maps, which saves it two copies of the weights.
+    Without ``optimise``, products of integers are summed exactly, on any processor.
     With ``shapes_first``, a Shape node is run as soon as its input is there, which is then no longer kept for it.
     """
     with ExitStack() as stack:
         source: bytes | str
+        model = model if optimise else _with_exact_sums(model)
         if isinstance(model, Path):
             source = str(model)
         elif data_size(model) < MAX_IN_MEMORY_BYTES:
@@ -129,6 +132,12 @@ def open_session(
         if shapes_first:
             chosen.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         yield Session(source, chosen, providers=["CPUExecutionProvider"], enable_fallback=0)
+
+
+def _with_exact_sums(model: Source) -> Source:
+    if isinstance(model, onnx.ModelProto):
+        return with_exact_sums(model)
+    return with_exact_sums(onnx.load(model)) if has_integer_sums(onnx.load(model, load_external_data=False)) else model
 
 
 class RunFailed(Exception):
