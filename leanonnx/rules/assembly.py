@@ -33,7 +33,7 @@ def concat(call: Call) -> Effect:
     Specification: ONNX Concat-13.
     """
     shape = call.output_shape()
-    axis = int(call.attribute("axis", 1)) % len(shape)
+    axis = int(call.attribute("axis")) % len(shape)
     slots = [k for k in range(len(call.inputs)) if call.has_input(k)]
     computed = [k for k in slots if not call.is_constant(k)]
     axes = {a for k in computed for a in varied_axes(call.channel_ids(k))}
@@ -98,10 +98,10 @@ def _concat_other(call: Call, slots: list[int], computed: list[int], axis: int) 
     if all(np.array_equal(first, other) for other in spread.values()):
         out, ties, fixed_edges = first, [], []
     else:
-        out = mint_for_rows(
-            call, np.stack([channel_ids.reshape(-1) for channel_ids in spread.values()], axis=1)
-        ).reshape(joint)
-        ties = [(channel_ids.reshape(-1), out.reshape(-1)) for channel_ids in spread.values()]
+        out = mint_for_rows(call, np.stack([channel_ids.ravel() for channel_ids in spread.values()], axis=1)).reshape(
+            joint
+        )
+        ties = [(channel_ids.ravel(), out.ravel()) for channel_ids in spread.values()]
         fixed_edges = [FixedEdges(*pair) for pair in ties]
     slices = []
     for slot in set(slots) - set(computed):
@@ -120,7 +120,7 @@ def qlinear_concat(call: Call) -> Effect:
     Limits: no operand is a constant; channels lie either on the concatenated axis or on others, not both.
     Specification: com.microsoft.QLinearConcat-1.
     """
-    axis = int(call.attribute("axis", 1)) % len(call.output_shape())
+    axis = int(call.attribute("axis")) % len(call.output_shape())
     slots = list(range(2, len(call.inputs), 3))
     operands = [call.channel_ids(slot) for slot in slots]
     axes = {a for channel_ids in operands for a in varied_axes(channel_ids)}

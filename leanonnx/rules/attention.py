@@ -137,7 +137,7 @@ def _rows(call: Call, slot: int, count: int) -> ChannelIds:
 def _pairs(rows: ChannelIds, heads: ChannelIds) -> TiePairs:
     """Distinct pairs of a channel and its head."""
     spread = np.broadcast_to(heads[:, None], rows.shape)
-    channels, of_heads = np.unique(np.stack([rows.reshape(-1), spread.reshape(-1)]), axis=1)
+    channels, of_heads = np.unique(np.stack([rows.ravel(), spread.ravel()]), axis=1)
     return channels, of_heads
 
 

@@ -231,7 +231,7 @@ class Call:
         value = self.attributes.get(name)
         return default if value is None else value
 
-    def string_attribute(self, name: str, default: str) -> str:
+    def string_attribute(self, name: str, default: str | None = None) -> str:
         """Value of a string attribute, decoded if it is stored as bytes."""
         value = self.attribute(name, default)
         return value.decode() if isinstance(value, bytes) else str(value)
@@ -285,7 +285,7 @@ class Call:
     def ints(self, slot: int, name: str | None = None) -> list[int] | None:
         """Integers from a constant input or, in older opsets, from an attribute; None if neither is present."""
         if self.has_input(slot):
-            return [int(x) for x in self.array(slot).reshape(-1)]
+            return [int(x) for x in self.array(slot).ravel()]
         value = self.attributes.get(name or "")
         return None if value is None else [int(x) for x in np.atleast_1d(value)]
 
@@ -312,7 +312,7 @@ def mint_for_rows(call: Call, rows: ChannelIds) -> ChannelIds:
     Positions that repeat the same channels (such as a head in each sample of a batch) share an id.
     """
     unique, inverse = np.unique(rows, axis=0, return_inverse=True)
-    return call.mint(unique.shape[0])[inverse.reshape(-1)]
+    return call.mint(unique.shape[0])[inverse.ravel()]
 
 
 def channels_on_axis(call: Call, slot: int, axis: int) -> tuple[ChannelIds, list[TiePairs]]:
@@ -337,7 +337,7 @@ def combine_axes(call: Call, axes: set[int], reason: str, remedy: str = advice.N
     rows = np.moveaxis(channel_ids, along_axes, range(len(along_axes)))
     rows = rows.reshape(-1, *rows.shape[len(along_axes) :])
     fresh = mint_for_rows(call, rows.reshape(rows.shape[0], -1).T).reshape(rows[0].shape)
-    pair = (rows.reshape(-1), np.broadcast_to(fresh, rows.shape).reshape(-1))
+    pair = (rows.ravel(), np.broadcast_to(fresh, rows.shape).ravel())
     return Effect((np.expand_dims(fresh, along_axes),), (pair,), fixed_edges=(FixedEdges(*pair),))
 
 
@@ -368,7 +368,7 @@ def pin_side_inputs(call: Call, effect: Effect, role: str) -> Effect:
     beside = [v for v in call.inputs[1:] if v is not None and v.channel_ids is not None]
     if not beside:
         return effect
-    channel_ids = np.unique(np.concatenate([output.reshape(-1) for output in effect.outputs]))
+    channel_ids = np.unique(np.concatenate([output.ravel() for output in effect.outputs]))
     fresh = call.mint(channel_ids.size)
     sources = [np.unique(v.channel_ids) for v in beside if v.channel_ids is not None]
     fixed_edges = [FixedEdges(np.repeat(side, fresh.size), np.tile(fresh, side.size)) for side in sources]

@@ -53,14 +53,14 @@ def conv(
     groups = int(call.attribute("group", 1))
     sources, ties = call.channel_ids_along(0, 1)
     inward, destinations = _grouped_channels(call, sources, width, out, groups)
-    whole = not call.tie_by_position and _removes_whole_groups(inward, destinations)
+    whole = groups > 1 and not call.tie_by_position and _removes_whole_groups(inward, destinations)
     ties += _group_ties(inward, destinations, whole) if groups > 1 else []
     rank = len(call.output_shape())
     factors = (
-        on_axis(destinations.reshape(-1), 0, 2 + len(kernel)),
+        on_axis(destinations.ravel(), 0, 2 + len(kernel)),
         _repeat_rows(inward, out // groups).reshape(-1, width, *[1] * len(kernel)),
     )
-    result = on_axis(destinations.reshape(-1), 1, rank)
+    result = on_axis(destinations.ravel(), 1, rank)
     block = KernelBlock(
         sources=inward,
         destinations=destinations,
@@ -75,16 +75,16 @@ def conv(
     )
     fixed_edges: list[FixedEdges] = []
     if residual is not None and call.has_input(residual):
-        edges, more = _residual(call, residual, destinations.reshape(-1))
+        edges, more = _residual(call, residual, destinations.ravel())
         fixed_edges, ties = [edges], ties + more
     return Effect(
         (result,),
         tuple(ties),
         kernel_blocks=(block,),
         fixed_edges=tuple(fixed_edges),
-        slices=(Slice(weight, factors), *per_channel_slices(call, (bias, *per_channel), destinations.reshape(-1))),
+        slices=(Slice(weight, factors), *per_channel_slices(call, (bias, *per_channel), destinations.ravel())),
         pins=_pixel_axis_pins(call),
-        rewrite=_shrink_groups(destinations) if groups > 1 and whole else None,
+        rewrite=_shrink_groups(destinations) if whole else None,
     )
 
 
@@ -105,7 +105,7 @@ def conv_transpose(call: Call) -> Effect:
     inward, destinations = _grouped_channels(call, sources, width // groups, out, groups)
     ties += _group_ties(inward, destinations, whole=True) if groups > 1 else []
     factors = (
-        on_axis(inward.reshape(-1), 0, 2 + len(kernel)),
+        on_axis(inward.ravel(), 0, 2 + len(kernel)),
         _repeat_rows(destinations, width // groups).reshape(-1, per_group, *[1] * len(kernel)),
     )
     block = KernelBlock(
@@ -121,10 +121,10 @@ def conv_transpose(call: Call) -> Effect:
         output_axis=1,
     )
     return Effect(
-        (on_axis(destinations.reshape(-1), 1, len(call.output_shape())),),
+        (on_axis(destinations.ravel(), 1, len(call.output_shape())),),
         tuple(ties),
         kernel_blocks=(block,),
-        slices=(Slice(1, factors), *per_channel_slices(call, (2,), destinations.reshape(-1))),
+        slices=(Slice(1, factors), *per_channel_slices(call, (2,), destinations.ravel())),
         pins=_pixel_axis_pins(call),
         rewrite=_shrink_groups(destinations) if groups > 1 else None,
     )

@@ -45,7 +45,7 @@ def correlation(call: Call) -> Effect:
     return Effect(
         (output,),
         (*ties, *pairs),
-        fixed_edges=tuple(FixedEdges(one.reshape(-1), other.reshape(-1)) for one, other in pairs),
+        fixed_edges=tuple(FixedEdges(one.ravel(), other.ravel()) for one, other in pairs),
         slices=per_channel_slices(call, (BIAS,), destinations),
         rewrite=rewrite,
     )

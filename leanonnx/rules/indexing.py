@@ -67,7 +67,7 @@ def _lookup(call: Call) -> Effect:
     if varied_axes(call.channel_ids(1)):
         raise Unsupported("its indices hold channels", advice.MAKE_CONSTANT)
     columns = call.mint(table[1])
-    source = call.channel_ids(1).reshape(-1)[:1]
+    source = call.channel_ids(1).ravel()[:1]
     output = on_axis(columns, len(call.output_shape()) - 1, len(call.output_shape()))
     edges = FixedEdges(np.repeat(source, columns.size), columns)
     return Effect(

@@ -60,14 +60,14 @@ def join_channels(
     if any(not one <= other for one, other in pairwise(axes)):
         raise Unsupported("its operands hold channels on different axes", advice.EXPORT_AGAIN)
     joint = np.broadcast_shapes(*[channel_ids.shape for channel_ids in aligned])
-    spread = [np.broadcast_to(channel_ids, joint) for channel_ids in aligned]
-    if all(np.array_equal(spread[0], other) for other in spread[1:]):
-        return spread[0], [], []
-    unique, inverse = np.unique(np.stack([s.reshape(-1) for s in spread]), axis=1, return_inverse=True)
-    out = call.mint(unique.shape[1])[inverse.reshape(-1)].reshape(joint)
+    first, *others = spread = [np.broadcast_to(channel_ids, joint) for channel_ids in aligned]
+    if all(np.array_equal(first, other) for other in others):
+        return first, [], []
+    unique, inverse = np.unique(np.stack([s.ravel() for s in spread]), axis=1, return_inverse=True)
+    out = call.mint(unique.shape[1])[inverse.ravel()].reshape(joint)
     ties, fixed_edges = [], []
     for size, own, channel_ids in zip(shapes, aligned, spread, strict=True):
-        pairs = np.unique(np.stack([channel_ids.reshape(-1), out.reshape(-1)]), axis=1)
+        pairs = np.unique(np.stack([channel_ids.ravel(), out.ravel()]), axis=1)
         fixed_edges.append(FixedEdges(pairs[0], pairs[1]))
         if varied_axes(own) or not _is_broadcast(size, shape, out):
             ties.append((pairs[0], pairs[1]))

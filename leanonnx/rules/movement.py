@@ -161,7 +161,7 @@ def _combine_channels(call: Call, members: ChannelIds, ties: list[TiePairs]) -> 
     """Effect of an operator that combines n input channels into each output channel; ``members`` is [C, n]."""
     minted = call.mint(members.shape[0])
     spread = np.broadcast_to(minted[:, None], members.shape)
-    pair = (members.reshape(-1), spread.reshape(-1))
+    pair = (members.ravel(), spread.ravel())
     return Effect((on_axis(minted, 1, len(call.output_shape())),), (*ties, pair), fixed_edges=(FixedEdges(*pair),))
 
 
@@ -176,7 +176,7 @@ def space_to_depth(call: Call) -> Effect:
     """
     block = int(call.attribute("blocksize"))
     channel_ids, ties = channels_on_axis(call, 0, 1)
-    vector = channel_ids.reshape(-1)
+    vector = channel_ids.ravel()
     output = on_axis(np.tile(vector, block * block), 1, channel_ids.ndim) if vector.size > 1 else channel_ids
     return Effect((output,), tuple(ties))
 

@@ -48,7 +48,7 @@ def batch_normalization(call: Call) -> Effect:
     scale = np.abs(call.array(1).astype(np.float64))
     if call.attribute("training_mode", 0):
         effect = _diagonal(call, (1, 2, 3, 4), scale)
-        vector = effect.outputs[0].reshape(-1)
+        vector = effect.outputs[0].ravel()
         return replace(effect, outputs=(*effect.outputs, vector, vector)[: len(call.outputs)])
     if any(name for name in call.outputs[1:]):
         raise Unsupported("it outputs its statistics", "export it for inference")
@@ -178,7 +178,7 @@ def _by_norm(call: Call, gains: Array) -> Effect:
     channels, inverse = np.unique(channel_ids, return_inverse=True)
     norm, fresh = call.mint(1), call.mint(channels.size)
     strongest = np.zeros(channels.size)
-    np.maximum.at(strongest, inverse.reshape(-1), gains.reshape(-1))
+    np.maximum.at(strongest, inverse.ravel(), gains.ravel())
     own, all_ = strongest.astype(np.float32), np.broadcast_to(norm, channels.shape)
     return Effect(
         (fresh[inverse].reshape(channel_ids.shape),),

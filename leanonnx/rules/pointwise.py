@@ -71,9 +71,7 @@ def _scale_channels(call: Call, channel_ids: ChannelIds, slot: int) -> tuple[Cha
         return None
     unique, inverse = np.unique(channel_ids, return_inverse=True)
     gains = np.zeros(unique.size)
-    np.maximum.at(
-        gains, inverse.reshape(-1), np.broadcast_to(np.abs(constant.reshape(shape)), channel_ids.shape).reshape(-1)
-    )
+    np.maximum.at(gains, inverse.ravel(), np.broadcast_to(np.abs(constant.reshape(shape)), channel_ids.shape).ravel())
     if call.op == "Div":
         gains = 1 / np.maximum(gains, np.finfo(np.float32).tiny)
     minted = call.mint(unique.size)

@@ -87,8 +87,8 @@ def _pass_through(call: Call, slot: int, term: str, letter: str, weights: int, r
     out = minted[inverse]
     channel_ids = np.moveaxis(call.channel_ids(slot), axis, 0)
     spread = np.broadcast_to(out.reshape(-1, *[1] * (channel_ids.ndim - 1))[: channel_ids.shape[0]], channel_ids.shape)
-    pairs = np.unique(np.stack([channel_ids.reshape(-1), spread.reshape(-1)]), axis=1)
-    by = np.broadcast_to(call.channel_ids(weights).reshape(-1)[:1], unique.shape)
+    pairs = np.unique(np.stack([channel_ids.ravel(), spread.ravel()]), axis=1)
+    by = np.broadcast_to(call.channel_ids(weights).ravel()[:1], unique.shape)
     output = compact_ids(on_axis(out, result.index(letter), len(result)))
     return Effect(
         (output,), (*ties, (unique, minted)), fixed_edges=(FixedEdges(pairs[0], pairs[1]), FixedEdges(by, minted))
@@ -107,7 +107,7 @@ def _by_heads(call: Call, slots: Sequence[int], terms: Sequence[str], result: st
     pins: list[Pin] = []
     for slot, own, size in zip(slots, rows, sizes, strict=True):
         spread = np.broadcast_to(heads[:, None], own.shape)
-        pairs = np.unique(np.stack([own.reshape(-1), spread.reshape(-1)]), axis=1)
+        pairs = np.unique(np.stack([own.ravel(), spread.ravel()]), axis=1)
         fixed_edges.append(FixedEdges(pairs[0], pairs[1]))
         if size > 1:
             ties.append((pairs[0], pairs[1]))
@@ -138,7 +138,7 @@ def einsum(call: Call) -> Effect:
         constants of the file and shares only contracted indices with the tensor.
     Specification: ONNX Einsum-12.
     """
-    equation = call.string_attribute("equation", "").replace(" ", "")
+    equation = call.string_attribute("equation").replace(" ", "")
     if len(call.inputs) != MATRIX_RANK or "->" not in equation or "." in equation:
         raise Unsupported("it is not a contraction of two tensors with an explicit result", advice.EXPORT_AGAIN)
     left, result = equation.split("->")

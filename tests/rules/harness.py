@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import AttributeProto
+from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 from leanonnx.analysis.dag import ChannelDag, build_channel_dag
 from leanonnx.graph.formats import number_format
 from leanonnx.graph.model import load
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.proof import FAILED, compare_with_reference, random_inputs
+from leanonnx.rules.call import Call, Effect, Rule
+from leanonnx.rules.check import find_fault
 from leanonnx.rules.table import DEFAULT_RULES, Rules
 from leanonnx.runtime.observation import observe
 from leanonnx.runtime.sessions import run
@@ -50,14 +57,63 @@ def seeded(seed: int) -> Choose:
     return lambda n: int(rng.integers(n))
 
 
+@cache
+def schema_of(op: str, domain: str, opset: int) -> Mapping[str, Any]:
+    """The attributes of an operator, as onnx or onnxruntime declares them."""
+    if domain == "":
+        return dict(onnx.defs.get_schema(op, opset).attributes)
+    found = [schema for schema in get_all_operator_schema() if (schema.name, schema.domain) == (op, domain)]
+    return dict(found[0].attributes) if found else {}
+
+
+def default_of(declared: Any) -> Any:
+    """The default of a declared attribute; None if it has none."""
+    value = getattr(declared, "default_value", None) or AttributeProto.FromString(declared._default_value)
+    found = onnx.helper.get_attribute_value(value) if value.type else None
+    return found.decode() if isinstance(found, bytes) else found
+
+
+class WatchedCall(Call):
+    """A call that takes no other default of an attribute than the operator's own."""
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        declared = schema_of(self.op, self.domain, self.opset).get(name)
+        if declared is not None:
+            wanted = default_of(declared)
+            assert not (declared.required and default is not None), f"{self.op} always has '{name}'"
+            same = np.isclose(default, wanted) if isinstance(wanted, float) else default == wanted
+            assert wanted is None or same, f"'{name}' of {self.op} is {wanted} by default, not {default}"
+        return super().attribute(name, default)
+
+
+def watched(rule: Rule) -> Rule:
+    """A rule whose calls are watched, and whose effects must keep the contract with analysis."""
+
+    def answer(call: Call) -> Effect:
+        watching = WatchedCall(**{field.name: getattr(call, field.name) for field in fields(call)})
+        effect = rule(watching)
+        assert find_fault(call, effect, call.channel_count()) == ""
+        return effect
+
+    return answer
+
+
+WATCHED_RULES = {key: watched(rule) for key, rule in DEFAULT_RULES.items()}
+
+
 @contextmanager
-def analysed(proto: onnx.ModelProto, rules: Rules = DEFAULT_RULES) -> Iterator[ChannelDag]:
+def analysed(proto: onnx.ModelProto, rules: Rules = WATCHED_RULES) -> Iterator[ChannelDag]:
     """The channel DAG of a model in memory."""
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
         file.write(proto.SerializeToString())
         file.flush()
         model = load(Path(file.name))
-        yield build_channel_dag(model, observe(model, {}), rules)
+        dag = build_channel_dag(model, observe(model, {}), rules)
+        for pin in dag.pins if rules is WATCHED_RULES else ():
+            if pin.tensor in dag.channel_ids:
+                own = dag.groups[dag.channel_ids[pin.tensor]]
+                assert np.isin(dag.groups[pin.channel_ids], own).all(), f"{pin.reason}: other channels in {pin.tensor}"
+        yield dag
 
 
 def touched(dag: ChannelDag, sample: Sample, beside: bool = False) -> NDArray[np.int64]:

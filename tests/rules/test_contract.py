@@ -65,6 +65,7 @@ SLICE_SLOT = "slices name a slot and at least one factor"
 SLICE_SHAPE = "slices: channel ids of shape {} do not fit a tensor of shape (3, 4, 1, 1)"
 FUNCTIONS = "rewrite and moves must be functions"
 BACK = "fixed_edges lead from existing channel ids to new ones (call.mint), never back"
+GAINS = "fixed_edges have one gain for each pair of channel ids"
 TWO = np.zeros((2, 3), np.int64)
 
 
@@ -80,6 +81,7 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("an id that was never minted", {"outputs": (LABELS + 1,)}, f"outputs: {RANGE}"),
     ("a negative id", {"outputs": (LABELS - FIRST - 1,)}, f"outputs: {RANGE}"),
     ("another rank", {"outputs": (OUT,)}, f"outputs: {shape_fault(3)}"),
+    ("an axis less", {"outputs": (LABELS[:, :, 0, 0],)}, f"outputs: {shape_fault(1, 3)}"),
     ("another size", {"outputs": (LABELS[:, :2],)}, f"outputs: {shape_fault(1, 2, 1, 1)}"),
     *(
         (f"a list of {name}", {name: [*getattr(VALID, name)]}, f"{name} must be a tuple of {kind}")
@@ -101,10 +103,9 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("an edge to beyond", {"fixed_edges": (FixedEdges(IN[:1], BEYOND),)}, f"ties and fixed_edges: {RANGE}"),
     ("an edge back", {"fixed_edges": (FixedEdges(OUT, IN[:3]),)}, BACK),
     ("an edge to itself", {"fixed_edges": (EDGES, FixedEdges(np.array([1, 6]), np.array([5, 6])))}, BACK),
-    (
-        "a gain for all",
-        {"fixed_edges": (replace(EDGES, gains=np.ones(1, np.float32)),)},
-        "fixed_edges have one gain for each pair of channel ids",
+    *(
+        (f"{n} gains", {"fixed_edges": (replace(EDGES, gains=np.ones(n, np.float32)),)}, GAINS)
+        for n in (1, EDGES.sources.size + 1)
     ),
     ("a pin from beyond", {"pins": (replace(PIN, channel_ids=BEYOND),)}, f"pins: {RANGE}"),
     *((f"a pin of no {name}", {"pins": (PIN, replace(PIN, **{name: 3}))}, PIN_TEXTS) for name in ("tensor", "reason")),
