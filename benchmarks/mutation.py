@@ -142,20 +142,22 @@ def record_coverage(path: Path, folder: Path, workers: int) -> None:
 def reaching_tests(mutant: Mutant, coverage: CoverageData, folder: Path) -> list[str]:
     """The tests that reach the statement of a mutant; all of them if it is reached by imports alone."""
     tree = ast.parse((ROOT / mutant.file).read_text())
-    around = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.stmt) and node.lineno <= mutant.line <= (node.end_lineno or node.lineno)
-    ]
-    statement = max(around, key=lambda node: node.lineno)
+    starts = {node: _first_line(node) for node in ast.walk(tree) if isinstance(node, ast.stmt)}
+    around = [node for node, start in starts.items() if start <= mutant.line <= (node.end_lineno or start)]
+    statement = max(around, key=lambda node: starts[node])
     body = getattr(statement, "body", None)
-    end = body[0].lineno - 1 if body else statement.end_lineno or statement.lineno
-    lines = range(statement.lineno, max(end, statement.lineno) + 1)
+    end = _first_line(body[0]) - 1 if body else statement.end_lineno or statement.lineno
+    lines = range(starts[statement], max(end, statement.lineno) + 1)
     (measured,) = (name for name in coverage.measured_files() if Path(name).match(mutant.file))
     by_line = coverage.contexts_by_lineno(measured)
     found = {context.rpartition("|")[0] for line in lines for context in by_line.get(line, ())}
     tests = sorted(found - {""})
     return related_tests(folder) if found and not tests else tests
+
+
+def _first_line(node: ast.stmt) -> int:
+    """The line on which a statement begins, decorators included."""
+    return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
 
 
 def judge(mutant: Mutant, source: str, folder: Path, coverage: CoverageData) -> Row:
