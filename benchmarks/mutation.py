@@ -157,7 +157,8 @@ def reaching_tests(mutant: Mutant, coverage: CoverageData, folder: Path) -> list
 
 def _first_line(node: ast.stmt) -> int:
     """The line on which a statement begins, decorators included."""
-    return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
+    decorators: Sequence[ast.expr] = getattr(node, "decorator_list", ())
+    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
 
 
 def judge(mutant: Mutant, source: str, folder: Path, coverage: CoverageData) -> Row:

@@ -16,6 +16,7 @@ from leanonnx.quantization import saturation
 from leanonnx.quantization.saturation import fused_difference, saturation_warnings
 from leanonnx.runtime.sessions import RunFailed, run
 from tests.helpers import CALIBRATION, CNN, build, called, called_json, saved
+from tests.test_exact_integers import integer_sums
 
 EXCESS = 3.5
 """Error of fused kernels in units of that of the format, as pretended."""
@@ -75,13 +76,28 @@ def test_a_model_that_does_not_run_saturates_not(folder: Path, monkeypatch: pyte
     ],
 )
 def test_rounding_is_not_told_and_two_models_take_one_warning(
-    monkeypatch: pytest.MonkeyPatch, saturates: bool, cause: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, saturates: bool, cause: str
 ) -> None:
+    models = [load(folder / name) for name in ("m.onnx", "i.onnx")]
     monkeypatch.setattr(saturation, "sums_saturate", lambda: saturates)
-    assert saturation_warnings({"BASE": 0.05, "NEW": 0.0}, "as run") == ()
-    (text,) = saturation_warnings({"BASE": 0.051, "NEW": float("inf")}, "as run")
+    assert saturation_warnings({"BASE": 0.05, "NEW": 0.0}, models, "as run") == ()
+    (text,) = saturation_warnings({"BASE": 0.051, "NEW": float("inf")}, models, "as run")
     assert told(text, f"the output of BASE by 5% and the output of NEW by inf%: {cause}", "; as run; ")
     assert "without onnxruntime's optimisations" in text and ("7 bits" in text) == saturates
+
+
+@pytest.mark.parametrize(
+    ("saturates", "remedies"),
+    [(True, ("7 bits", "a processor with VNNI")), (False, ("QuantizeLinear and DequantizeLinear nodes",))],
+)
+def test_operators_on_integers_have_no_plain_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saturates: bool, remedies: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(saturation, "sums_saturate", lambda: saturates)
+    model = load(saved(integer_sums()[0], tmp_path / "m.onnx"))
+    (text,) = saturation_warnings({"NEW": 0.5}, [model], "as run")
+    assert told(text, *remedies)
+    assert "without onnxruntime's optimisations" not in text
 
 
 def test_check_tells_which_model_and_what_its_gates_compare(folder: Path, saturating: None) -> None:

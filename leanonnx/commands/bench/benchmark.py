@@ -143,7 +143,7 @@ def _integer_warnings(
     differences = {
         str(each.path): fused_difference(each, each.path, [random_feed(each, sizes, request.seed)]) for each in models
     }
-    return saturation_warnings(differences, "the times are those of the fused kernels")
+    return saturation_warnings(differences, models, "the times are those of the fused kernels")
 
 
 def _outcome(

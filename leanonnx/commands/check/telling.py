@@ -84,4 +84,5 @@ def integer_notes(models: tuple[Model, Model], inputs: Mapping[str, Dataset]) ->
     names = ("BASE", "NEW")
     differences = {name: fused_difference(each, each.path, [feed]) for name, each in zip(names, models, strict=True)}
     kernels = "fused" if is_optimised(models[0]) else "plain"
-    return saturation_warnings(differences, f"the gates and deviations compare the outputs of the {kernels} kernels")
+    compared = f"the gates and deviations compare the outputs of the {kernels} kernels"
+    return saturation_warnings(differences, models, compared)

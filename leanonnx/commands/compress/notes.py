@@ -179,4 +179,4 @@ def _integer_warnings(candidate: Candidate) -> tuple[str, ...]:
     compared = "the proof compares plain kernels as well, a deviation the fused ones"
     if not is_optimised(model):
         compared = "the proof and a deviation compare the plain kernels"
-    return saturation_warnings({"the result": fused_difference(model, candidate.path, [feed])}, compared)
+    return saturation_warnings({"the result": fused_difference(model, candidate.path, [feed])}, [model], compared)
