@@ -3,10 +3,10 @@
     python -m benchmarks.mutation [--count 50] [--seed 0] [--workers 2] [--coverage FILE]
 
 Mutants are made by cosmic-ray's operators (``pip install cosmic-ray pytest-cov``), drawn by place in the source rather
-than by operator.  Those that change nothing but annotations are left out.  The sources are copied; the project is not
-touched.  First, all tests run once with coverage, which is kept in FILE; a mutant is then put to those that reach its
-statement, and to all where only imports reach it.  Results are saved after each mutant, so that a run that is cut short
-is a smaller sample, with which ``--resume`` goes on.
+than by operator.  Those that change nothing but annotations are left out, and those that write another negative size
+for -1 in ``reshape``.  The sources are copied; the project is not touched.  First, all tests run once with coverage,
+which is kept in FILE; a mutant is then put to those that reach its statement, and to all where only imports reach it.
+Results are saved after each mutant: a run that is cut short is a smaller sample, with which ``--resume`` goes on.
 """
 
 from __future__ import annotations
@@ -91,9 +91,13 @@ def mutated(mutant: Mutant) -> str | None:
 
 
 def _behaviour(source: str) -> str:
-    """The syntax tree without annotations."""
+    """The syntax tree without annotations, and with one negative size in ``reshape``, as numpy reads all of them."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "reshape":
+            for size in node.args:
+                if isinstance(size, ast.UnaryOp) and isinstance(size.op, ast.USub):
+                    size.operand = ast.Constant(1)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             node.returns = None
         elif isinstance(node, ast.arg):

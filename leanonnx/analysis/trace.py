@@ -247,13 +247,38 @@ def _effect(call: Call, rules: Rules, trace: Trace) -> Effect:
         where = f" of domain '{call.domain}'" if call.domain else ""
         return pin_with_kernels(call, f"{call.title}{where} is an operator without a rule", _missing_rule_advice(call))
     try:
-        return rule(call)
+        return _pin_unmentioned(call, rule(call))
     except Unsupported as reason:
         trace.discard_ids(before)
         return pin_with_kernels(call, f"{call.title}: {reason}", reason.advice)
     except Exception as error:
         error.add_note(f"in the rule of {call.title}")
         raise
+
+
+def _pin_unmentioned(call: Call, effect: Effect) -> Effect:
+    """Pin the computed inputs beside the first that an effect does not mention: indices, sizes, switches.
+
+    No edge leads on from their channels, which would be removed as useless although the node depends on them.
+    """
+    beside = [value for value in call.inputs[1:] if value is not None and value.channel_ids is not None]
+    if not beside:
+        return effect
+    parts = [*effect.outputs, *(side for pair in (*effect.ties, *effect.concat_slots) for side in pair)]
+    parts += [edges.sources for edges in effect.fixed_edges] + [block.sources for block in effect.kernel_blocks]
+    parts += [each.channel_ids for each in effect.reductions] + [pin.channel_ids for pin in effect.pins]
+    mentioned = np.unique(np.concatenate([np.zeros(0, np.int64), *(part.ravel() for part in parts)]))
+    pins = [
+        Pin(
+            channel_ids=np.unique(value.channel_ids),
+            tensor=value.name,
+            reason=f"{call.title} takes its indices or sizes from it",
+            advice=advice.MAKE_CONSTANT,
+        )
+        for value in beside
+        if value.channel_ids is not None and not np.isin(value.channel_ids, mentioned).any()
+    ]
+    return replace(effect, pins=(*effect.pins, *pins)) if pins else effect
 
 
 def pin_with_kernels(call: Call, reason: str, advice: str) -> Effect:

@@ -94,21 +94,19 @@ def expand(call: Call) -> Effect:
     Flow: channels pass through.
     Ties: none.
     Pins: nothing.
-    Limits: none; the target shape is rewritten to the number of kept channels.
+    Limits: none; in the target shape, sizes of channel axes become 1, which leaves them as they come.
     Specification: ONNX Expand-13.
     """
     shape = call.output_shape()
     channel_ids = call.channel_ids(0)
     output = channel_ids.reshape((1,) * (len(shape) - channel_ids.ndim) + channel_ids.shape)
-    target = (call.ints(1) or []) if call.is_constant(1) else list(shape[len(shape) - math.prod(call.shape(1)) :])
-    lead = len(shape) - len(target)
-    named = [k for k in varied_axes(output) if k >= lead and target[k - lead] != 1]
+    lead = len(shape) - math.prod(call.shape(1))
+    named = [k - lead for k in varied_axes(output) if k >= lead]
 
     def rewrite(kept: KeptChannels) -> Edit:
-        sizes = {k - lead: kept.axis_size(output, k, shape[k]) for k in named}
-        return Edit(inputs={1: ShapeEdit(sizes, {k: shape[k + lead] for k in sizes})})
+        return Edit(inputs={1: ShapeEdit(dict.fromkeys(named, 1))})
 
-    return Effect((output,), rewrite=rewrite)
+    return Effect((output,), rewrite=rewrite if named else None)
 
 
 def tile(call: Call) -> Effect:

@@ -135,6 +135,14 @@ def expand_rank(b: ModelBuilder) -> None:
     b.subject("Expand", [b.image(channels, 1), b.ints(2, 1, channels, 3)])
 
 
+def expand_computed(b: ModelBuilder) -> None:
+    """The target names the channels, or leaves them as they come by a 1."""
+    channels = b.between(2, 4)
+    pixels = b.node("Slice", [b.node("Shape", [b.source(3, 2, 3)]), b.ints(2), b.ints(4)])
+    target = b.node("Concat", [b.ints(1, b.one_of((1, channels))), pixels], axis=0)
+    b.subject("Expand", [b.image(channels, 1, 1), target])
+
+
 def tile(b: ModelBuilder) -> None:
     data = b.image(b.between(2, 4), 2, 3)
     b.subject("Tile", [data, b.ints(*b.one_of(((1, 2, 1, 1), (1, 1, 3, 2), (1, 3, 1, 2), (1, 1, 1, 1))))])
@@ -302,7 +310,11 @@ CASES = [
     ),
     Case(
         "Expand",
-        (Form("any target", expand, ALL, **MOVE), Form("higher rank", expand_rank, **MOVE)),
+        (
+            Form("any target", expand, ALL, **MOVE),
+            Form("higher rank", expand_rank, **MOVE),
+            Form("computed target", expand_computed, ALL, linear=True),
+        ),
         whole="it only repeats data",
     ),
     Case(
