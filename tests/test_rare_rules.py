@@ -11,6 +11,7 @@ import pytest
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.channel_ids import on_axis
+from leanonnx.rules import advice
 from leanonnx.rules.call import Call, Unsupported, Value
 from leanonnx.rules.table import DEFAULT_RULES
 from tests.calibrated import analysed, net
@@ -66,6 +67,10 @@ MALFORMED = {
         call("Conv", value(1, 6, 4, 4, axis=1), value(8, 4, 1, 1), output=(1, 8, 4, 4)),
         "4 input channels in the weight, 6 in the data",
     ),
+    "grouped weight for other data": (
+        call("Conv", value(1, 6, 4, 4, axis=1), value(8, 4, 1, 1), output=(1, 8, 4, 4), group=2),
+        "8 input channels in the weight, 6 in the data",
+    ),
     "transform of real and imaginary parts": (
         call("DFT", value(1, 6, 4, 2, axis=1), None, replace(value(), read=lambda: np.array(3))),
         "it transforms real and imaginary parts",
@@ -78,6 +83,16 @@ def test_a_rule_refuses_what_it_cannot_read(name: str) -> None:
     made, reason = MALFORMED[name]
     with pytest.raises(Unsupported, match=reason):
         DEFAULT_RULES["", made.op](made)
+
+
+def test_advice_names_no_sizes_to_fix_where_all_are_fixed() -> None:
+    texts = [text for name, text in vars(advice).items() if name.isupper()]
+    changed = {text: advice.for_fixed_sizes(text) for text in texts if advice.for_fixed_sizes(text) != text}
+    assert changed == {
+        advice.MAKE_CONSTANT: "export it as a constant (freeze it)",
+        advice.EXPORT_AGAIN: f"export this part in another form, or {advice.write_rule()}",
+    }
+    assert len(texts) > len(changed)
 
 
 IMAGE = "(float[1, 3, 8, 8] x, float[1, 3, 4, 4] z) => (float[N, M, H, W] y)"

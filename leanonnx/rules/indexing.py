@@ -217,10 +217,11 @@ def _scatter_channels(call: Call, data: tuple[int, ...], updates: tuple[int, ...
         return Edit(inputs={1: np.compress(alive[named], new, axis=at)})
 
     output = on_axis(minted, axis, len(shape))
+    (name,) = call.outputs
     last = (
         Pin(
             channel_ids=minted[named[:1]],
-            tensor=call.outputs[0],
+            tensor=name,
             reason=f"{call.title} must write at least one channel",
         ),
     )

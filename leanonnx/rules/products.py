@@ -146,7 +146,8 @@ def einsum(call: Call) -> Effect:
     constant = [slot for slot in (0, 1) if call.is_constant(slot)]
     if not constant:
         return contract(call, (0, 1), terms, result)
-    return _weighted_contraction(call, 1 - constant[0], constant[0], terms, result)
+    (weight,) = constant
+    return _weighted_contraction(call, 1 - weight, weight, terms, result)
 
 
 def _weighted_contraction(call: Call, data: int, weight: int, terms: Sequence[str], result: str) -> Effect:

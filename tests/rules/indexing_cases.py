@@ -191,7 +191,7 @@ def scatter_nd_channels(form: str) -> Build:
     def build(b: ModelBuilder) -> None:
         b.free = False
         tail = b.one_of(((), (2, 3)))
-        tuples = named(b, b.one_of(([1, 2], [2, 0], [-1, 1], [1, 2] if form == "data" else [3])), *tail)
+        tuples = named(b, b.one_of(([1, 2], [2, 0], [-1, 1, 2], [1, 2] if form == "data" else [3])), *tail)
         count = tuples.shape[1]
         data = b.const(b.normal(b.batch, 4, 2, 3)) if form == "data" else b.image(4, 2, 3)
         written = b.const(b.normal(b.batch, count, 2, 3)) if form == "updates" else b.image(count, 2, 3)

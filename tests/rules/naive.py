@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -204,12 +205,18 @@ OUTWARD = ("Conv", "ConvInteger", "QLinearConv", "FusedConv", "DeformConv")
 DENSE = ("MatMul", "MatMulInteger", "QLinearMatMul", "FusedMatMul", "Gemm", "FusedGemm", "QGemm")
 KERNELS = (*OUTWARD, *DENSE, "ConvTranspose")
 """Operators whose numbers count as kernels."""
-MACS = (*KERNELS, "LSTM", "GRU", "RNN")
+MACS = (*KERNELS, "LSTM", "GRU", "RNN", "Einsum")
 
 
 def macs(dag: ChannelDag, node: onnx.NodeProto) -> int:
     """Multiply-adds of one run: every number of a constant weight, as often as it is used; products by their length."""
     data = dag.shapes[node.input[0]] if node.input[0] in dag.shapes else dag.model.constant(node.input[0]).shape
+    if node.op_type == "Einsum":
+        terms = node.attribute[0].s.decode().replace(" ", "").split("->")[0].split(",")
+        shapes = [dag.shapes[n] if n in dag.shapes else dag.model.constant(n).shape for n in node.input]
+        return math.prod(
+            {letter: n for pair in zip(terms, shapes, strict=True) for letter, n in zip(*pair, strict=True)}.values()
+        )
     if node.op_type in DENSE:
         turned = any(a.name == "transA" and a.i for a in node.attribute)
         return int(np.prod(dag.shapes[node.output[0]])) * data[-2 if turned else -1]

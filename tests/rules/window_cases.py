@@ -126,7 +126,7 @@ def pad_crop_channels(b: ModelBuilder) -> None:
 
 
 def pad_crop_and_pad(b: ModelBuilder) -> None:
-    before, after, row = b.one_of(((-1, 2, 0), (-1, 0, 1)))
+    before, after, row = b.one_of(((-1, 1, 0), (-1, 0, 1)))
     b.subject("Pad", [b.image(5, 2, 3), b.ints(0, before, row, 0, 0, after, 0, 0)])
 
 
