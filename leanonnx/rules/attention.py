@@ -91,7 +91,7 @@ def _count(call: Call, slot: int, name: str) -> int:
 
 
 def _attention_effect(
-    call: Call, queries: int, keys: int, names: Sequence[str], mask: int, beside: Sequence[int], bias: int = -1
+    call: Call, queries: int, keys: int, names: Sequence[str], mask: int, beside: Sequence[int], bias: int | None = None
 ) -> Effect:
     shared = queries // keys
     rows = [_rows(call, slot, count).reshape(keys, -1) for slot, count in ((0, queries), (1, keys), (2, keys))]
@@ -103,7 +103,7 @@ def _attention_effect(
     for slot in (mask, *beside):
         if call.has_input(slot):
             _add_mask(call, slot, heads, slot == mask, (ties, fixed_edges, slices, pins))
-    if bias >= 0 and call.has_input(bias):
+    if bias is not None and call.has_input(bias):
         if not call.is_constant(bias):
             raise Unsupported("its bias is computed at run time", advice.MAKE_CONSTANT)
         widths = (call.shape(slot)[2] // count for slot, count in ((0, queries), (1, keys), (2, keys)))

@@ -25,8 +25,7 @@ def slice_(call: Call) -> Effect:
     axes = [a % len(shape) for a in (call.ints(3, "axes") or range(len(starts)))]
     steps = call.ints(4) or [1] * len(axes)
     windows = {
-        a: slice(*slice(s, _end(e, p), p).indices(shape[a]))
-        for a, s, e, p in zip(axes, starts, ends, steps, strict=True)
+        a: slice(*slice(s, e, p).indices(shape[a])) for a, s, e, p in zip(axes, starts, ends, steps, strict=True)
     }
     touched = [a for a in axes if a in varied_axes(channel_ids)]
     if len(varied_axes(channel_ids)) > 1 and any(windows[a].step != 1 for a in touched):
@@ -54,13 +53,9 @@ def slice_(call: Call) -> Effect:
     return Effect((output,), rewrite=rewrite if touched else None, moves=(move,))
 
 
-def _end(end: int, step: int) -> int | None:
-    """End of a Python slice; ONNX writes the end before the first element as a very negative number."""
-    return None if step < 0 and end < -(1 << 30) else end
-
-
 def _forward(window: slice) -> slice:
-    return slice(window.start, None if window.step < 0 and window.stop < 0 else window.stop, window.step)
+    """The slice of these indices; Python writes the end before the first element as None."""
+    return slice(window.start, None if window.stop < 0 else window.stop, window.step)
 
 
 def _replace_entries(values: list[int], entries: dict[int, int]) -> list[int]:

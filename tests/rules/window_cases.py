@@ -53,15 +53,22 @@ def slice_several(b: ModelBuilder) -> None:
     b.subject("Slice", [b.image(channels, 2, 4), *(b.ints(*column) for column in zip(*rows, strict=True))])
 
 
+def slice_heads(b: ModelBuilder) -> None:
+    """Some heads, or some channels of each head."""
+    axis = b.one_of((2, 3))
+    b.subject("Slice", [b.headed(3, 3, 2), b.ints(1), b.ints(3), b.ints(axis), b.ints(1)])
+
+
 def slice_pixels(b: ModelBuilder) -> None:
     steps = b.one_of((1, 2))
     b.subject("Slice", [b.image(b.between(2, 4), 4, 3), b.ints(1), b.ints(4), b.ints(2), b.ints(steps)])
 
 
 def slice_step(b: ModelBuilder) -> None:
-    """Every n-th channel, forwards or backwards."""
+    """Every n-th channel, forwards or backwards, and all of the pixels."""
     start, end, step = b.one_of(((0, 5, 2), (1, 9, 3), (-1, -9, -1), (4, 0, -2), (-1, -(1 << 40), -1)))
-    b.subject("Slice", [b.image(5, 2, 3), b.ints(start), b.ints(end), b.ints(b.one_of((1, -3))), b.ints(step)])
+    rows = [(start, end, b.one_of((1, -3)), step), *b.one_of(((), ((0, 2, 2, 1),)))]
+    b.subject("Slice", [b.image(5, 2, 3), *(b.ints(*column) for column in zip(*rows, strict=True))])
 
 
 def slice_step_and_pixels(b: ModelBuilder) -> None:
@@ -88,7 +95,7 @@ def pad_both(b: ModelBuilder) -> None:
 
 def pad_axes(b: ModelBuilder) -> None:
     """Amounts for the axes named."""
-    axes, pads = b.one_of((((1,), (1, 2)), ((3, 1), (1, 2, 0, 1)), ((-3,), (0, 1))))
+    axes, pads = b.one_of((((1,), (1, 2)), ((3, 1, 2), (1, 2, 0, 0, 1, 3)), ((-3,), (0, 1))))
     value = b.one_of(("", b.scalar(0.6)))
     b.subject("Pad", [b.image(b.between(2, 4), 2, 3), b.ints(*pads), value, b.ints(*axes)])
 
@@ -152,6 +159,7 @@ CASES = [
             Form("bounds by attribute", slice_attributes, (9,), **MOVE),
             Form("several axes", slice_several, ALL, **MOVE),
             Form("pixels", slice_pixels, ALL, **MOVE),
+            Form("heads", slice_heads, ALL, **MOVE),
             Form("every n-th channel", slice_step, ALL, **MOVE),
         ),
         (
