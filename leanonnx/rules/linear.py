@@ -127,9 +127,9 @@ def _quantised_product(call: Call, left: int, right: int, per_column: tuple[int,
     if not call.is_constant(weight):
         return products.computed_matmul(call, left, right)
     effect = _product(call, left + right - weight, weight)
-    (block,) = effect.kernel_blocks
-    if weight == left or block.input_channel_ids is None:
+    if weight == left:
         return effect
+    (block,) = effect.kernel_blocks
     (destinations,) = block.destinations
     return replace(effect, slices=(*effect.slices, *per_channel_slices(call, per_column, destinations)))
 

@@ -204,8 +204,9 @@ def matmul_left_vector(b: ModelBuilder) -> None:
 
 
 def matmul_left_beside_channels(b: ModelBuilder) -> None:
-    """The product acts on the pixels of each channel."""
-    b.subject("MatMul", [b.const(b.normal(5, 4)), b.tokens(b.between(2, 4), 4)])
+    """The product acts on the pixels of each channel, in as many axes as the data or more."""
+    lead = [1] * b.choose(3)
+    b.subject("MatMul", [b.const(b.normal(*lead, 5, 4)), b.tokens(b.between(2, 4), 4)])
 
 
 def matmul_one_of_a_stack(b: ModelBuilder) -> None:
@@ -242,9 +243,14 @@ def qlinear_matmul(per_channel: bool) -> Build:
 
 
 def qlinear_matmul_left(b: ModelBuilder) -> None:
-    out, wide = b.between(2, 4), b.between(2, 4)
+    """Data on the right, perhaps with a scale for each column, as many as there are rows."""
+    out, wide = 3, b.between(2, 4)
     inputs = [integers(b, out, wide, kind=np.uint8), scales(b, out, False), zeros(b, out, False, np.uint8)]
-    inputs += [b.quantised(b.image(wide, 3)), b.scalar(0.05), b.scalar(128, np.uint8)]
+    columns = b.choose(2)
+    b.batch, b.free = (1, False) if columns else (b.batch, b.free)
+    scale = b.const(b.normal(1, 1, 3) ** 2 + np.float32(0.05)) if columns else b.scalar(0.05)
+    zero = b.const(np.full((1, 1, 3), 128, np.uint8)) if columns else b.scalar(128, np.uint8)
+    inputs += [b.quantised(b.image(wide, 3)), scale, zero]
     b.subject("QLinearMatMul", [*inputs, b.scalar(0.1), b.scalar(128, np.uint8)])
 
 
