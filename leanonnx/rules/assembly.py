@@ -137,7 +137,7 @@ def split(call: Call) -> Effect:
 
     Flow: channels move with their part.
     Ties: none.
-    Pins: nothing.
+    Pins: what sizes are computed from.
     Limits: none; the sizes are those of the kept channels in each part.
     Specification: ONNX Split-18.
     """

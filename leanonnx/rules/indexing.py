@@ -35,7 +35,7 @@ def gather(call: Call) -> Effect:
     Flow: channels pass through, in the order of the indices; the columns of a constant table (an embedding) are
         channels without a producer.
     Ties: none.
-    Pins: channels selected by computed indices, and indices that hold channels.
+    Pins: channels selected by computed indices; computed indices.
     Limits: on the channel axis the indices are constants; they are renumbered.  A table has rank 2 and is indexed by
         rows.
     Specification: ONNX Gather-13.
@@ -150,7 +150,7 @@ def gather_nd(call: Call) -> Effect:
 
     Flow: channels on axes that the tuples do not index pass through.
     Ties: none.
-    Pins: indices that hold channels.
+    Pins: computed indices.
     Limits: indexed axes and batch axes hold no channels.
     Specification: ONNX GatherND-13.
     """
@@ -167,7 +167,7 @@ def scatter_nd(call: Call) -> Effect:
 
     Flow: channels of data and updates lead to those of the output.
     Ties: channels that end up in the same slice of the output.
-    Pins: indices that hold channels; one of the channels that constants are written to.
+    Pins: computed indices; one of the channels that constants are written to.
     Limits: tuples that index the channel axis are constants with one channel per slice of the updates; they are
         renumbered.
     Specification: ONNX ScatterND-18.

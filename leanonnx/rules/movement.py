@@ -93,7 +93,7 @@ def expand(call: Call) -> Effect:
 
     Flow: channels pass through.
     Ties: none.
-    Pins: nothing.
+    Pins: what a target is computed from.
     Limits: none; in the target shape, sizes of channel axes become 1, which leaves them as they come.
     Specification: ONNX Expand-13.
     """
