@@ -25,14 +25,16 @@ DATA = RNG.integers(0, 256, (1, 6, 5, 5), dtype=np.uint8)
 ROWS = RNG.integers(0, 256, (4, 6), dtype=np.uint8)
 
 
-def holding(interface: str, body: str, **values: Array | np.generic) -> onnx.ModelProto:
+def holding(interface: str, body: str, opset: int = 17, **values: Array | np.generic) -> onnx.ModelProto:
     """A model from its parts in ONNX text, with constants by name."""
-    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> m {interface} {{ {body} }}')
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> m {interface} {{ {body} }}')
     proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in values.items())
     return proto
 
 
-def integer_conv(per_channel: bool, zero: int, kind: type[np.generic] = np.int8) -> tuple[onnx.ModelProto, Array]:
+def integer_conv(
+    per_channel: bool, zero: int, kind: type[np.generic] = np.int8, opset: int = 17
+) -> tuple[onnx.ModelProto, Array]:
     """A QLinearConv with padding and a bias, and the numbers that it outputs for ``DATA``."""
     count, shape = (4, (4,)) if per_channel else (1, ())
     limits = np.iinfo(np.dtype(kind).name)
@@ -48,6 +50,7 @@ def integer_conv(per_channel: bool, zero: int, kind: type[np.generic] = np.int8)
     proto = holding(
         "(uint8[1,6,5,5] x) => (uint8[1,4,5,5] y)",
         "y = QLinearConv <pads = [1, 1, 1, 1], group = 2> (x, s, z, w, t, u, o, p, b)",
+        opset,
         w=weight,
         s=np.float32(0.03),
         z=np.uint8(zero),
@@ -87,11 +90,11 @@ def off_by(computed: Array, wanted: Array) -> int:
     return int(np.abs(computed.astype(np.int64) - wanted.astype(np.int64)).max())
 
 
-@pytest.mark.parametrize("kind", [np.int8, np.uint8])
+@pytest.mark.parametrize(("kind", "opset"), [(np.int8, 10), (np.int8, 21), (np.uint8, 17)])
 @pytest.mark.parametrize("zero", [0, 9])
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_convolutions_are_summed_exactly(per_channel: bool, zero: int, kind: type[np.generic]) -> None:
-    proto, wanted = integer_conv(per_channel, zero, kind)
+def test_convolutions_are_summed_exactly(per_channel: bool, zero: int, kind: type[np.generic], opset: int) -> None:
+    proto, wanted = integer_conv(per_channel, zero, kind, opset)
     assert len(np.unique(wanted)) > 1, "the outputs tell something"
     assert off_by(run(proto, [{"x": DATA}], optimise=False)[0][0], wanted) <= 1
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from leanonnx.graph.formats import value_names
 from leanonnx.graph.nodes import fresh_name, standard_name
@@ -84,7 +85,8 @@ class _StandIns:
         if not numbers or not rank:
             return numbers
         shape = fresh_name(self.names, numbers)
-        self.nodes.append(onnx.helper.make_node("Constant", [], [shape], value_ints=[-1, *[1] * (rank - 1)]))
+        sizes = numpy_helper.from_array(np.array([-1, *[1] * (rank - 1)], np.int64), shape)
+        self.nodes.append(onnx.helper.make_node("Constant", [], [shape], value=sizes))
         return self._apply("Reshape", [numbers, shape])
 
     def _apply(self, operator: str, inputs: Sequence[str], output: str = "", **attributes: Any) -> str:
