@@ -63,11 +63,6 @@ def gather_computed(b: ModelBuilder) -> None:
     b.subject("Gather", [b.image(4, 2, 3), index], axis=2)
 
 
-def gather_computed_pixels(b: ModelBuilder) -> None:
-    """Computed indices, without channels of their own, on an axis without channels."""
-    b.subject("Gather", [b.image(b.between(2, 4), 2, 3), b.places(b.plain(2))], axis=b.one_of((2, -1)))
-
-
 def gather_computed_channels(b: ModelBuilder) -> None:
     index = b.node("Cast", [b.node("Sigmoid", [b.plain(3)])], to=7)
     b.subject("Gather", [b.image(4, 2, 3), index], axis=1)
@@ -307,7 +302,6 @@ CASES = [
             Form("one channel", gather_one, ALL, **MOVE),
             Form("pixels", gather_pixels, ALL, **MOVE),
             Form("batch", gather_batch, ALL, **MOVE),
-            Form("computed pixels", gather_computed_pixels, ALL, exact=False),
             Form("embedding", embedding, ALL, exact=False),
             Form("table", gather_table, ALL, **MOVE),
         ),
