@@ -9,6 +9,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+from leanonnx.rules.pointwise import unary
+from leanonnx.rules.user import extend_rules
 from tests.helpers import CNN, build, called, called_json, cli, constant_shapes, refused, saved
 from tests.variants import distance, masked, network, random_feed, run
 
@@ -150,6 +152,11 @@ def test_rule_that_does_not_know_the_form(tmp_path: Path) -> None:
 def test_wrong_rule_is_caught_by_the_proof(tmp_path: Path) -> None:
     code = 'RULES = {("", "Relu"): lambda call: Effect((call.channel_ids(0)[:, ::-1],))}'
     refused(tmp_path, *with_rules(tmp_path, code), "--keep", 0.5, code=1, says=("differs from the masked original",))
+
+
+@pytest.mark.parametrize(("domain", "kept"), [("ai.onnx", ""), ("ai.acme", "ai.acme"), ("com.acme", "com.acme")])
+def test_rules_are_kept_under_their_domain(domain: str, kept: str) -> None:
+    assert (kept, "Scale") in extend_rules({(domain, "Scale"): unary})
 
 
 RELU = 'RULES = {{("", "Relu"): lambda call: {}}}'

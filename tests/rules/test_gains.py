@@ -25,3 +25,17 @@ def test_scales_are_the_gains_of_their_channels(body: str) -> None:
     (edges,) = (edges for node, edges in dag.fixed_edges if dag.model.proto.graph.node[node].output[0] == "n")
     assert edges.gains is not None
     np.testing.assert_allclose(edges.gains, np.abs(SCALES))
+
+
+def test_a_negative_variance_counts_as_none() -> None:
+    """A network that outputs nothing finite is still ranked by numbers."""
+    dag = analysed(
+        net(
+            "(float[1,2,4,4] x) => (float[1,2,4,4] y)",
+            f"float[3] s = {TEXT}, float[3] t, float[3] m, float[3] v = {{-0.5, 0, 3}}, "
+            "float[3,2,1,1] w, float[2,3,1,1] o",
+            "h = Conv (x, w) n = BatchNormalization <epsilon = 1.0> (h, s, t, m, v) y = Conv (n, o)",
+        )
+    )
+    (edges,) = (edges for node, edges in dag.fixed_edges if dag.model.proto.graph.node[node].output[0] == "n")
+    np.testing.assert_allclose(edges.gains, np.abs(SCALES) / [1, 1, 2])
