@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
+from leanonnx.surgery.patch import plan_patch
 from tests.calibrated import analysed, deviation, keep, net, normal_feeds
 from tests.helpers import compressed, constant_shapes, saved
 from tests.test_recovery import mended
@@ -193,3 +194,11 @@ def test_a_chain_through_a_reduction_has_its_gain(op: str, gain: float) -> None:
     )
     ((_, edges),) = dag.fixed_edges
     assert edges.gains is not None and edges.gains.tolist() == pytest.approx([gain] * 12)
+
+
+def test_a_norm_from_which_nothing_is_removed_stays_as_it_is() -> None:
+    dag = analysed(net(*ROOT, opset=23, ir=10))
+    node = next(k for k, node in enumerate(dag.model.proto.graph.node) if node.op_type == "RMSNormalization")
+    patch = plan_patch(dag, np.ones(dag.count, bool))
+    assert node not in patch.attributes
+    assert node not in {place for place, _ in (*patch.constants, *patch.scales)}
