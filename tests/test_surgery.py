@@ -43,6 +43,10 @@ STRANGE = {
         Patch(constants={(0, 1): lambda: ZEROS[..., 0]}),
         r"got float32 \[4, 2, 1\], expected float32 \[6, 2, 1, 1\]",
     ),
+    "a higher rank": (
+        Patch(constants={(0, 1): lambda: ZEROS[..., None]}),
+        r"got float32 \[4, 2, 1, 1, 1\], expected float32 \[6, 2, 1, 1\]",
+    ),
     "more channels": (Patch(constants={(0, 1): lambda: np.zeros((7, 2, 1, 1), np.float32)}), r"\[7, 2, 1, 1\]"),
     "constant of no node": (Patch(constants={(3, 1): lambda: ZEROS}), r"nodes \[3\], but the model has 3 nodes"),
     "attributes of no node": (Patch(attributes={99: {"group": 2}}), r"nodes \[99\]"),
