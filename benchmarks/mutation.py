@@ -44,8 +44,8 @@ UNRELATED = (
     *("written", "zoo"),
 )
 """Beginnings of the names of tests that have nothing to do with rules and surgery, or run them in other processes."""
-PATIENCE = 1200
-"""Seconds after which a mutant counts as found: it does not come to an end."""
+PATIENCE, PATIENCE_PER_TEST = 300, 3
+"""Seconds after which a mutant counts as found, as it does not come to an end: at all, and more for each test."""
 
 
 @dataclass(frozen=True)
@@ -144,19 +144,41 @@ def record_coverage(path: Path, folder: Path, workers: int) -> None:
 
 
 def reaching_tests(mutant: Mutant, coverage: CoverageData, folder: Path) -> list[str]:
-    """The tests that reach the statement of a mutant; all of them if it is reached by imports alone."""
+    """The tests that reach the statement of a mutant, or read the constant that it sets; all if no test does."""
     tree = ast.parse((ROOT / mutant.file).read_text())
     starts = {node: _first_line(node) for node in ast.walk(tree) if isinstance(node, ast.stmt)}
     around = [node for node, start in starts.items() if start <= mutant.line <= (node.end_lineno or start)]
     statement = max(around, key=lambda node: starts[node])
-    body = getattr(statement, "body", None)
-    end = _first_line(body[0]) - 1 if body else statement.end_lineno or statement.lineno
-    lines = range(starts[statement], max(end, statement.lineno) + 1)
+    names = _constants(statement) if statement in tree.body else set()
+    read = [node for node in starts if names & {one.id for one in _heads(node) if isinstance(one, ast.Name)}]
     (measured,) = (name for name in coverage.measured_files() if Path(name).match(mutant.file))
     by_line = coverage.contexts_by_lineno(measured)
+    lines = [line for node in (statement, *read) for line in _lines(node)]
     found = {context.rpartition("|")[0] for line in lines for context in by_line.get(line, ())}
     tests = sorted(found - {""})
     return related_tests(folder) if found and not tests else tests
+
+
+def _constants(statement: ast.stmt) -> set[str]:
+    """The names that a statement assigns."""
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    return {
+        each.id for target in targets if target is not None for each in ast.walk(target) if isinstance(each, ast.Name)
+    }
+
+
+def _heads(statement: ast.stmt) -> Iterator[ast.AST]:
+    """The parts of a statement without the statements in it."""
+    for part in ast.iter_child_nodes(statement):
+        if not isinstance(part, ast.stmt):
+            yield from ast.walk(part)
+
+
+def _lines(statement: ast.stmt) -> range:
+    """The lines of a statement without those of the statements in it."""
+    body = getattr(statement, "body", None)
+    start, end = _first_line(statement), statement.end_lineno or statement.lineno
+    return range(start, max(_first_line(body[0]) - 1 if body else end, statement.lineno) + 1)
 
 
 def _first_line(node: ast.stmt) -> int:
@@ -174,9 +196,11 @@ def judge(mutant: Mutant, source: str, folder: Path, coverage: CoverageData) -> 
         tests = reaching_tests(mutant, coverage, folder)
         listed = folder / "reaching.txt"
         listed.write_text("".join(f"{test}\n" for test in tests))
+        count = len(tests) if all("::" in test for test in tests) else len(coverage.measured_contexts())
+        patience = PATIENCE + PATIENCE_PER_TEST * count
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"@{listed}"]
         try:
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False)
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=patience, check=False)
             outcome = "survived" if not tests or done.returncode == 0 else "killed"
             last = next((line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
         except subprocess.TimeoutExpired:
