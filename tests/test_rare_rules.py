@@ -12,7 +12,7 @@ import pytest
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.numeric.channel_ids import on_axis
 from leanonnx.rules import advice
-from leanonnx.rules.call import Call, Unsupported, Value
+from leanonnx.rules.call import Call, Unsupported, Value, pin_all
 from leanonnx.rules.table import DEFAULT_RULES
 from tests.calibrated import analysed, net
 from tests.rules.harness import check
@@ -229,3 +229,10 @@ def test_channels_of_rows_lie_along_the_last_axis(body: str, weights: str) -> No
     dag = analysed(net("(float[2,5,4] x) => (float[A,B,C] y)", weights, body))
     ((_, block),) = [pair for pair in dag.kernel_blocks if pair[1].input_channel_ids is not None]
     assert block.input_axis % 3 == 2
+
+
+def test_a_node_that_is_pinned_is_named_by_its_first_output() -> None:
+    made = replace(
+        call("TopK", value(1, 4, axis=1), output=(1, 4)), outputs=("values", "indices"), output_shapes=((1, 4),) * 2
+    )
+    assert [pin.tensor for pin in pin_all(made, "why").pins] == [made.value(0).name, "values"]
