@@ -72,10 +72,10 @@ def gather_computed_channels(b: ModelBuilder) -> None:
 
 
 def gather_elements(b: ModelBuilder) -> None:
-    """Constant indices, one per channel or one for all."""
+    """Constant indices, for all columns or some."""
     b.free = False
     channels = b.between(2, 4)
-    indices = b.const(b.rng.integers(-2, 2, (b.batch, channels, 3, 3)))
+    indices = b.const(b.rng.integers(-2, 2, (b.batch, channels, 3, b.one_of((3, 2)))))
     b.subject("GatherElements", [b.image(channels, 2, 3), indices], axis=b.one_of((2, -2)))
 
 
