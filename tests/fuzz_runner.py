@@ -22,7 +22,7 @@ from pathlib import Path
 
 import onnx
 
-from tests.helpers import Done, called, tree
+from tests.helpers import Done, called, tree, without_progress
 from tests.seed_models import MODEL, Files
 
 TIMEOUT_SECONDS = 150.0
@@ -86,7 +86,8 @@ def _faults_of_refusal(done: Done) -> Iterator[str]:
         yield f"exit code {done.returncode}"
     if done.stdout:
         yield "a refusal that prints a result"
-    if not done.stderr.startswith("leanonnx: ") or len(done.stderr.strip().splitlines()) > MAX_MESSAGE_LINES:
+    message = without_progress(done.stderr)
+    if not message.startswith("leanonnx: ") or len(message.strip().splitlines()) > MAX_MESSAGE_LINES:
         yield "no message of one or two lines"
     if any(text in done.stderr for text in OUT_OF_MEMORY):
         yield "asked for more memory than there is"

@@ -215,6 +215,11 @@ PROGRESS_LINE = re.compile(r"\[\d+:\d\d:\d\d\] ")
 """Start of what a slow machine is told on the way."""
 
 
+def without_progress(text: str) -> str:
+    """Standard error without the lines that tell a slow machine's user how far a command is."""
+    return "".join(line for line in text.splitlines(keepends=True) if not PROGRESS_LINE.match(line))
+
+
 def refused(
     folder: Path, *args: object, code: int = 2, says: tuple[str, ...] = (), run: Callable[..., Done] = called
 ) -> None:
@@ -223,7 +228,7 @@ def refused(
     done = run(*args, cwd=folder)
     assert done.returncode == code
     assert done.stdout == ""
-    lines = [line for line in done.stderr.strip().splitlines() if not PROGRESS_LINE.match(line)]
+    lines = without_progress(done.stderr).strip().splitlines()
     assert lines[0].startswith("leanonnx: ")
     assert len(lines) <= 2
     assert "Traceback" not in done.stderr

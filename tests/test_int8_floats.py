@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from leanonnx.quantization import qdq
-from leanonnx.quantization.formats import Int8Format
+from leanonnx.quantization.formats import Int8Format, sums_saturate
 from leanonnx.quantization.layers import carriers_between, weighted_layers
 from leanonnx.quantization.preparation import prepare, relative_difference
 from leanonnx.quantization.qdq import quantised_model
@@ -56,7 +56,7 @@ def outputs(bound: str) -> tuple[onnx.ModelProto, list[np.ndarray], list[np.ndar
     first, *_, last = weighted_layers(prepared)
     names = {name for node in prepared.graph.node for name in (*node.input, *node.output)}
     names -= {tensor.name for tensor in prepared.graph.initializer}
-    kind = Int8Format()
+    kind = Int8Format(reduced_weights=sums_saturate())
     ranges = ranges_by("minmax", observe_activations(prepared, names, feeds), kind)
     carriers = carriers_between(prepared, {first.name, last.name})
     made = quantised_model(prepared, [first, last], carriers, ranges, kind)

@@ -283,12 +283,12 @@ def test_convolutions_are_counted_by_layout(wide: Path, tmp_path: Path) -> None:
 
 
 def test_narrow_convolutions_off_the_step_are_reordered(narrow: Path, tmp_path: Path) -> None:
-    """15 channels stay in the blocked layout, but come out of it after every convolution."""
+    """15 channels come out of the blocked layout after every convolution, or, with blocks of 8, do without it."""
     even, odd = blocked(narrow), blocked(network(15, tmp_path / "odd.onnx"))
     if not even.fast:
         pytest.skip("onnxruntime has no blocked layout (NCHWc) for this processor")
     assert even.plain == 0
-    assert odd.reorders > even.reorders
+    assert odd.reorders > even.reorders or odd.plain
 
 
 def check_timing(found: Timing) -> None:
