@@ -267,7 +267,7 @@ def _pin_unmentioned(call: Call, effect: Effect) -> Effect:
     parts = [*effect.outputs, *(side for pair in (*effect.ties, *effect.concat_slots) for side in pair)]
     parts += [edges.sources for edges in effect.fixed_edges] + [block.sources for block in effect.kernel_blocks]
     parts += [each.channel_ids for each in effect.reductions] + [pin.channel_ids for pin in effect.pins]
-    mentioned = np.unique(np.concatenate([np.zeros(0, np.int64), *(part.ravel() for part in parts)]))
+    mentioned = np.concatenate([np.zeros(0, np.int64), *(part.ravel() for part in parts)])
     pins = [
         Pin(
             channel_ids=np.unique(value.channel_ids),
