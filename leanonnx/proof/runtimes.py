@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from onnx.reference import ReferenceEvaluator
 
 from leanonnx.formatting import count_text
 from leanonnx.graph.formats import (
@@ -32,6 +31,7 @@ from leanonnx.numeric.arrays import Array
 from leanonnx.proof.compare import ComparedChannels, output_floors, relative_error
 from leanonnx.proof.noise import fix_random_operators
 from leanonnx.proof.proof import ERROR_BOUNDS, FAILED, PASSED, ROUNDING_SHARES
+from leanonnx.proof.reference_operators import reference_evaluator
 from leanonnx.proof.sides import NOISE_FACTOR, NUDGE_TARGETS, WIDEST_BOUND, Sides, open_side
 from leanonnx.runtime.sessions import Feed, RunFailed, run
 
@@ -60,7 +60,7 @@ class RuntimeComparison:
             change in the last place, or it computes in integers; ``not run``.
         output: the output with the largest error; empty if it was not run.
         max_relative_error, bound: that error, and the limit that was applied.
-        original_error: the same on the original; None where that was not needed.
+        original_error: the same on the original; None where that was not needed, or one runtime cannot run it.
         inputs: number of inputs.
         reason: why it was not run.
     """
@@ -176,7 +176,7 @@ def _evaluate(source: Source, feeds: Sequence[Feed]) -> Rows:
     """
     try:
         with np.errstate(all="ignore"):
-            evaluator = ReferenceEvaluator(load_proto(source))
+            evaluator = reference_evaluator(load_proto(source))
             return [[np.asarray(value) for value in evaluator.run(None, feed)] for feed in feeds]
     except NotImplementedError as error:
         raise NotRun(f"it lacks an operator: {first_line(error)}") from error
@@ -230,11 +230,14 @@ class _Pair:
     def _ask_original(
         self, feeds: Sequence[Feed], other: Runtime, errors: list[float], limits: list[float], worst: int
     ) -> dict[str, Any]:
-        """Status and error of the original: a failure if it does not differ as much between the two runtimes."""
+        """Status and error of the original: a failure if it does not differ as much between the two runtimes.
+
+        It is a failure too, without an error of the original, where one of them cannot run the original.
+        """
         try:
             own = _errors(self._run_plain(self.sides.original, feeds), other(self.sides.original, feeds))
         except (NotRun, RunFailed):
-            own = [0.0] * len(errors)
+            return {"status": ALIKE if self.computes_integers else FAILED}
         triples = zip(errors, limits, own, strict=True)
         failed = any(error > max(limit, NOISE_FACTOR * mine) for error, limit, mine in triples)
         failed = failed and not self.computes_integers

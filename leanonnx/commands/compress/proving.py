@@ -168,9 +168,10 @@ def prove_twice(candidate: Candidate) -> Candidate | ProofFailed:
     failed = next((row for row in rows if row.is_wrong), None)
     if failed is not None:
         first, second = failed.runtimes
+        there = "cannot be compared" if failed.original_error is None else "agree"
         return ProofFailed(
             f"output '{failed.output}' of the compressed model differs between {first} and {second} (relative error "
-            f"{failed.max_relative_error:.2g}, bound {failed.bound:.2g}), which agree on the original; nothing "
+            f"{failed.max_relative_error:.2g}, bound {failed.bound:.2g}), which {there} on the original; nothing "
             "written; the proof itself holds: report the model to the runtime that is wrong, or leave out "
             f"{option('prove_twice', True)}"
         )
