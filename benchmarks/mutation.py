@@ -143,6 +143,19 @@ def record_coverage(path: Path, folder: Path, workers: int) -> None:
     subprocess.run([*command, "--cov-report=", *related_tests(folder)], cwd=folder, env=environ, check=True)
 
 
+def require_collected(coverage: CoverageData, folder: Path) -> None:
+    """Compare recorded tests with those that pytest finds: a run that is given others ends as if the mutant had died.
+
+    Raises:
+        SystemExit: some are not found.
+    """
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, *related_tests(folder)], cwd=folder, capture_output=True, text=True, check=True)
+    recorded = {context.rpartition("|")[0] for context in coverage.measured_contexts()} - {""}
+    if gone := sorted(recorded.difference(done.stdout.splitlines())):
+        raise SystemExit(f"not collected any more: {len(gone)} tests, such as {gone[0]}; record the coverage again")
+
+
 def reaching_tests(mutant: Mutant, coverage: CoverageData, folder: Path) -> list[str]:
     """The tests that reach the statement of a mutant, or read the constant that it sets; all if no test does."""
     tree = ast.parse((ROOT / mutant.file).read_text())
@@ -202,7 +215,8 @@ def judge(mutant: Mutant, source: str, folder: Path, coverage: CoverageData) -> 
         try:
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=patience, check=False)
             outcome = "survived" if not tests or done.returncode == 0 else "killed"
-            last = next((line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
+            lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+            last = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), "")
         except subprocess.TimeoutExpired:
             outcome, last = "endless", ""
     finally:
@@ -238,6 +252,7 @@ def run_all(sample: Sequence[tuple[Mutant, str]], workers: int, kept: Path | Non
             record_coverage(recorded, Path(work) / "0", workers)
         coverage = CoverageData(str(recorded))
         coverage.read()
+        require_collected(coverage, Path(work) / "0")
 
         def one(item: tuple[Mutant, str]) -> Row:
             folder = free.get()
