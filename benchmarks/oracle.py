@@ -38,7 +38,7 @@ METHODS = ("auto", "lean", "norm", "l1", "random")
 LOWEST, HIGHEST = 0.05, 0.95
 """Range of the budgets."""
 BETWEEN_MESSAGES = 100
-GRAPHS_A_PROCESS = 200
+GRAPHS_A_POOL = 500
 NO_EVIDENCE = "no output of the model can be compared", "the model draws random numbers"
 """How refusals begin that say nothing of the result: the graph computes a constant, or noise."""
 
@@ -111,14 +111,14 @@ def running_totals(known: Row, args: argparse.Namespace) -> Iterator[Row]:
     numbers = range(known.get("graphs", 0), len(files) if files is not None else args.graphs)
     paths = [files[k] if files is not None else None for k in numbers]
     total = known
-    fresh = get_context("spawn")
-    with ProcessPoolExecutor(
-        args.workers, fresh, initializer=claim_process, max_tasks_per_child=GRAPHS_A_PROCESS
-    ) as pool:
-        each = map if args.workers == 1 else pool.map
-        for row in each(judge, numbers, paths, [args.keep_sets] * len(paths)):
-            total = added(total, row)
-            yield total
+    for start in range(0, len(paths), GRAPHS_A_POOL):
+        part = slice(start, start + GRAPHS_A_POOL)
+        # A pool of its own for each part: processes that it replaces by itself can stop it for ever (Python 3.11).
+        with ProcessPoolExecutor(args.workers, get_context("spawn"), initializer=claim_process) as pool:
+            each = map if args.workers == 1 else pool.map
+            for row in each(judge, numbers[part], paths[part], [args.keep_sets] * len(paths[part])):
+                total = added(total, row)
+                yield total
 
 
 def main(argv: list[str] | None = None) -> int:

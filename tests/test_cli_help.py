@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
+from pathlib import Path
 from platform import python_version
-from types import ModuleType
 
 import numpy as np
 import onnx
@@ -99,10 +100,21 @@ def test_help(verb: str) -> None:
 
 
 def test_public_names() -> None:
-    """``__all__`` lists just what importing leanonnx gives."""
-    given = {n for n, v in vars(leanonnx).items() if not n.startswith("_") and not isinstance(v, ModuleType)}
-    assert given | {"__version__"} == set(leanonnx.__all__)
-    assert len(set(leanonnx.__all__)) == len(leanonnx.__all__)
+    """``__all__`` lists just what the stub gives, and each name is there."""
+    stub = ast.parse(Path(leanonnx.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    given = [alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    (listed,) = (ast.literal_eval(node.value) for node in stub.body if isinstance(node, ast.Assign))
+    assert sorted(given) == sorted(listed) == sorted(leanonnx.__all__) == sorted(dir(leanonnx))
+    assert all(getattr(leanonnx, name) is not None for name in leanonnx.__all__)
+
+
+def test_a_process_that_measures_imports_no_analysis() -> None:
+    """Each measurement starts one, and waits for its imports."""
+    script = "import sys, leanonnx.runtime.subprocess_timing; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "leanonnx.runtime.timing" in loaded
+    assert [name for name in loaded if name.startswith(("leanonnx.analysis", "leanonnx.commands", "scipy"))] == []
 
 
 def test_import_needs_no_torch() -> None:
