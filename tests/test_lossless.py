@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import assume, event, given, note
+from hypothesis import assume, event, given, note, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
@@ -61,6 +61,8 @@ MORE = (
     "float[4, 8, 1, 1] e1, float[8, 4, 1, 1] e2, int64[5] fold = {1, 2, 4, 6, 6}, int64[4] flat = {1, 8, 6, 6}, "
     "float step = {0.01}, uint8 zp = {128}"
 )
+
+HALF = settings(max_examples=settings.default.max_examples // 2)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -187,6 +189,7 @@ def with_zeros(proto: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     return proto
 
 
+@HALF
 @given(models(), st.integers(0, 1 << 20))
 def test_random_zeros_change_nothing(proto: onnx.ModelProto, seed: int) -> None:
     """Proven against the original, or refused because the original's outputs are not comparable."""
@@ -206,6 +209,7 @@ def test_random_zeros_change_nothing(proto: onnx.ModelProto, seed: int) -> None:
         assert list(onnx.load(target).graph.output) == list(proto.graph.output)
 
 
+@HALF
 @given(models(), st.floats(0.05, 0.95))
 def test_what_masks_leave_behind_is_found(proto: onnx.ModelProto, keep: float) -> None:
     """Masked by any selection, a network minimises to at most what surgery would have left of it."""

@@ -99,6 +99,7 @@ def test_a_weight_that_is_computed_stays_so(options: Options, tmp_path: Path) ->
     assert (result.after.kernels, result.after.macs, result.after.params) == counted(target)
 
 
+@FEW
 @given(models(), UNITS, FRACTIONS, WAYS)
 def test_runs_repeat_and_plans_replay(proto: onnx.ModelProto, unit: str, fraction: float, way: dict) -> None:
     """The same file and options give the same bytes of model and plan; so does the plan alone, of the model."""

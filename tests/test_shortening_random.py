@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from hypothesis import event, given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from leanonnx.analysis.branches import Branch, compatible, find_branches
@@ -61,6 +61,7 @@ def assert_rest_unchanged(model: Model, proto: onnx.ModelProto, chosen: Sequence
     assert {t.name for t in proto.graph.initializer if t.name in read_before} <= read | listed
 
 
+@settings(max_examples=settings.default.max_examples // 2)
 @given(models(BRANCHES), st.integers(0, 1 << 30))
 def test_shortened_networks_equal_their_references(proto: onnx.ModelProto, seed: int) -> None:
     """Remove random branches, then random groups of channels of what is left."""
