@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -23,6 +26,53 @@ def test_time_between_runs_counts_for_none_of_them(monkeypatch: pytest.MonkeyPat
         time.sleep(0.6)
         (found,) = run_once({"x": np.ones(2, np.float32)})
     assert np.array_equal(found, [1, 1])
+
+
+STOPPED = """
+import sys
+import time
+
+from leanonnx.runtime import sessions
+
+
+class Slow:
+    def run(self, names, feed, limits):
+        print("begun", flush=True)
+        sys.stdin.readline()
+        time.sleep(0.3)
+        return [limits.terminate]
+
+
+sessions.MAX_RUN_SECONDS = 2
+with sessions.session_runner(Slow()) as run_once:
+    print(run_once({}))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal that stops a process")
+def test_time_in_which_the_process_is_stopped_does_not_count() -> None:
+    """Ctrl-Z, and fg some minutes later."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        process.send_signal(signal.SIGCONT)
+        out, _ = process.communicate("\n", timeout=60)
+    assert out == "[False]\n"
+
+
+def test_a_run_without_end_is_stopped_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MAX_RUN_SECONDS", 0.3)
+    model = build(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) <bool go = {1}> {'
+        " y = Loop (, go, x) <body = b (int64 i, bool c, float[2] p) => (bool d, float[2] q)"
+        " { d = Identity (c) q = Relu (p) }> }"
+    )
+    with pytest.raises(RunFailed, match=r"^a run did not end within 0\.3 seconds$"):
+        sessions.run(model, [{"x": np.ones(2, np.float32)}])
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.EIO, OSError), (errno.EACCES, OSError), (errno.ENOENT, RunFailed)])

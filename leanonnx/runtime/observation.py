@@ -21,7 +21,7 @@ from leanonnx.operators.facts import Family
 from leanonnx.operators.table import names_of
 from leanonnx.runtime.free_axes import InputShapes, axis_groups, find_further_sizes
 from leanonnx.runtime.probes import expose_tensors
-from leanonnx.runtime.sessions import MAX_RUN_SECONDS, Feed, Session, open_session, run_session
+from leanonnx.runtime.sessions import MAX_RUN_SECONDS, TERMINATED_TEXT, Feed, Session, open_session, run_session
 from leanonnx.runtime.trials import (
     UNNAMED_AXIS,
     Growth,
@@ -41,7 +41,6 @@ BRANCHING = names_of(Family.CONTROL) - {"Scan"}
 """Operators whose subgraphs may output something else than tensors."""
 EXAMPLE = {"NAME": (1, 3, 224, 224)}
 """Shapes of inputs, for messages."""
-TERMINATED_TEXT = "terminate flag"
 NEWER_OPSET = re.compile(r"Opset (\d+) is under development.*is till opset (\d+)", re.DOTALL)
 """What onnxruntime says of an operator set that it does not know."""
 UNKNOWN_OPERATOR_TEXT = "is not a registered function/op"

@@ -5,13 +5,12 @@ Settings of the whole process are changed by ``claim_process`` alone, which only
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from math import inf
 from pathlib import Path
 from typing import TypeAlias
 
@@ -37,7 +36,9 @@ MAX_IN_MEMORY_BYTES = 1 << 24
 MAX_RUN_SECONDS = 120
 """Seconds after which a run is stopped."""
 CHECKS_PER_RUN = 60
-"""Timeout checks within ``LONGEST_RUN``."""
+"""Checks of a run within ``MAX_RUN_SECONDS``."""
+TERMINATED_TEXT = "terminate flag"
+"""What onnxruntime says of a run that was stopped."""
 QUIET = 4
 """The log severity of fatal errors, which hides all others."""
 _CAPPED = threading.Event()
@@ -153,7 +154,9 @@ def translate_errors() -> Iterator[None]:
         raise
     except Exception as error:  # onnxruntime raises its own types, one per status code
         raise_if_machine_failed(error)
-        raise RunFailed(first_line(error)) from error
+        text = first_line(error)
+        late = TERMINATED_TEXT in text
+        raise RunFailed(f"a run did not end within {MAX_RUN_SECONDS} seconds" if late else text) from error
 
 
 def run(
@@ -197,26 +200,31 @@ def run_node(
 
 @contextmanager
 def session_runner(session: Session) -> Iterator[Callable[[Feed], list[Array]]]:
-    """A function that runs a session and returns its outputs; a run is stopped after ``LONGEST_RUN`` seconds.
+    """A function that runs a session and returns its outputs; a run is stopped after ``MAX_RUN_SECONDS``.
 
-    One thread watches all runs: to start one for each would take longer than a short run does.
+    One thread watches all runs: to start one for each would take longer than a short run does.  It counts its checks
+    instead of reading a clock, which goes on while the whole process is stopped (Ctrl-Z).
     """
     limits, over = ort.RunOptions(), threading.Event()
-    latest = inf  # when the run that is going on has to be over
+    numbers = itertools.count(1)
+    current = 0  # number of the run that is going on; 0: none is
 
     def watch() -> None:
+        seen = checks = 0
         while not over.wait(MAX_RUN_SECONDS / CHECKS_PER_RUN):
-            if time.monotonic() > latest:
+            checks = checks + 1 if current == seen else 0
+            seen = current
+            if seen and checks >= CHECKS_PER_RUN:
                 limits.terminate = True
                 return
 
     def run_once(feed: Feed) -> list[Array]:
-        nonlocal latest
-        latest = time.monotonic() + MAX_RUN_SECONDS
+        nonlocal current
+        current = next(numbers)
         try:
             return list(session.run(None, feed, limits))
         finally:
-            latest = inf
+            current = 0
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -226,6 +234,6 @@ def session_runner(session: Session) -> Iterator[Callable[[Feed], list[Array]]]:
 
 
 def run_session(session: Session, feed: Feed) -> list[Array]:
-    """Outputs of one run, which is stopped after ``LONGEST_RUN`` seconds (an endless loop)."""
+    """Outputs of one run, which is stopped after ``MAX_RUN_SECONDS`` (an endless loop)."""
     with session_runner(session) as run_once:
         return run_once(feed)
