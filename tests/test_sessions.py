@@ -13,6 +13,7 @@ import pytest
 import typer
 
 from leanonnx.cli.terminal import exit_codes
+from leanonnx.errors import NO_MEMORY
 from leanonnx.runtime import sessions
 from leanonnx.runtime.sessions import RunFailed, open_session, session_runner, translate_errors
 from tests.helpers import build
@@ -32,6 +33,7 @@ STOPPED = """
 import sys
 import time
 
+from leanonnx.errors import NO_MEMORY
 from leanonnx.runtime import sessions
 
 
@@ -87,3 +89,17 @@ def test_a_model_that_cannot_be_run_any_more_is_no_bug(capsys: pytest.CaptureFix
         raise RunFailed("Protobuf parsing failed.")
     assert stopped.value.exit_code == 2
     assert "Protobuf parsing failed.; check the disk" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [("std::bad_alloc", 2, NO_MEMORY), ("Sizes of tensors must match", 3, "a bug in leanonnx")],
+)
+def test_a_library_without_memory_is_no_bug(
+    text: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PyTorch raises what its C++ raises as a RuntimeError, also while it is imported."""
+    with pytest.raises(typer.Exit) as stopped, exit_codes():
+        raise RuntimeError(text)
+    assert stopped.value.exit_code == code
+    assert said in capsys.readouterr().err

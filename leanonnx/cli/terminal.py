@@ -22,6 +22,7 @@ import typer
 from rich.console import Console, RenderableType
 
 from leanonnx.errors import BUG, NO_MEMORY, USER_ERROR, LeanOnnxError, OutputError
+from leanonnx.graph.model import raise_if_machine_failed
 from leanonnx.reporting.bars import progress_bar
 from leanonnx.reporting.encoding import to_json
 from leanonnx.runtime.sessions import RunFailed, claim_process
@@ -138,7 +139,7 @@ def exit_codes(interrupted: str = "nothing was written") -> Iterator[TextIO]:
     results = sys.stdout
     claim_process()
     try:
-        with spelled_for("command line"), warnings.catch_warnings(), redirect_stdout(sys.stderr):
+        with spelled_for("command line"), warnings.catch_warnings(), redirect_stdout(sys.stderr), _machine_errors():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")  # warnings for programmers, not for users
             yield results
@@ -163,6 +164,16 @@ def exit_codes(interrupted: str = "nothing was written") -> Iterator[TextIO]:
     except Exception as error:  # noqa: BLE001 - the last place where a bug can be reported
         lines = "".join(traceback.format_exception(error)[-3:])
         _stop(f"leanonnx: a bug in leanonnx, please report it with the model's operators:\n{lines}", BUG, error)
+
+
+@contextmanager
+def _machine_errors() -> Iterator[None]:
+    """Tell an error of any library that comes from the machine, such as PyTorch's without memory, from a bug."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise_if_machine_failed(error)
+        raise
 
 
 def _stop(message: str, code: int, error: BaseException) -> None:
