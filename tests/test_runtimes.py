@@ -146,6 +146,15 @@ def test_operator_that_the_reference_lacks(tmp_path: Path) -> None:
     assert "Gelu" in result.runtimes[1].reason
 
 
+def test_operator_with_which_the_reference_fails(tmp_path: Path) -> None:
+    """It cannot crop with a Pad."""
+    text = CNN.replace("<float[8, 3", "<int64[8] edges = {0, 0, -1, 0, 0, 0, 0, -1}, float[8, 3", 1)
+    text = text.replace("(r1, w2)", "(cut, w2)").replace("c2 = Conv", "cut = Pad (r1, edges) c2 = Conv")
+    result = twice(build(text), tmp_path)
+    assert statuses(result) == {OPTIMISED: PASSED, REFERENCE: NOT_RUN}
+    assert result.runtimes[1].reason.startswith("it cannot run this model: ")
+
+
 def test_inputs_on_which_the_original_fails_are_left_out(tmp_path: Path) -> None:
     """A class number that is too large for the table."""
     text = CNN.replace("8] x)", "8] x, int64[1] i)").replace("<float[8, 3", "<float[3, 5] t, float[8, 3", 1)
