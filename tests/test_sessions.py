@@ -33,7 +33,6 @@ STOPPED = """
 import sys
 import time
 
-from leanonnx.errors import NO_MEMORY
 from leanonnx.runtime import sessions
 
 

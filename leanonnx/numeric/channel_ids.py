@@ -8,6 +8,7 @@ This module is pure numpy and scipy and independent of ONNX.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 ChannelIds = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 Shape = tuple[int, ...]
+Number = TypeVar("Number", bound=np.generic)
 
 
 def compact_ids(channel_ids: ChannelIds) -> ChannelIds:
@@ -39,8 +41,8 @@ def uniform_ids(channel_id: int, rank: int) -> ChannelIds:
     return np.full((1,) * rank, channel_id, np.int64)
 
 
-def on_axis(vector: ChannelIds, axis: int, rank: int) -> ChannelIds:
-    """Channel ids [n] arranged along one axis of a tensor of the given rank."""
+def on_axis(vector: NDArray[Number], axis: int, rank: int) -> NDArray[Number]:
+    """A vector [n], such as channel ids, arranged along one axis of a tensor of the given rank."""
     shape = [1] * rank
     shape[axis] = vector.size
     return vector.reshape(shape)

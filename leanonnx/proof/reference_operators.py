@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops.op_conv_transpose import ConvTranspose
 
 from leanonnx.graph.view import GraphView
 from leanonnx.numeric.arrays import Array
+from leanonnx.numeric.channel_ids import on_axis
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,7 @@ def _as_class(substitute: Substitute) -> type[OpRun]:
 
 def _on_axis(values: Array, axis: int, rank: int) -> Array:
     """A vector [n] as an array of this rank that varies along one axis; scalars stay."""
-    sizes = [1] * rank
-    sizes[axis] = -1
-    return values.reshape(sizes) if values.size > 1 else values.reshape(())
+    return on_axis(values, axis, rank) if values.size > 1 else values.reshape(())
 
 
 def _dequantise(x: Array, scale: Array, zero: Array | None = None, *, axis: int) -> Array:
@@ -82,11 +80,13 @@ def _greatest(x: Array) -> Array:
 
 
 def _convolve_transposed(x: Array, weight: Array, bias: Array | None = None, *, group: int, **options: Any) -> Array:
-    """The evaluator's own for each group alone; that takes nothing from the object."""
-    ungrouped: Any = ConvTranspose._run
-    biases = [None] * group if bias is None else np.split(bias, group)
-    parts = zip(np.split(x, group, axis=1), np.split(weight, group), biases, strict=True)
-    return np.concatenate([ungrouped(None, *part, group=1, **options)[0] for part in parts], axis=1)
+    """The evaluator's own, which is right for one group, for each."""
+    given = {name: option for name, option in options.items() if option is not None}
+    names = ["x", "weight", "bias"][: 2 if bias is None else 3]
+    run: Any = ReferenceEvaluator(onnx.helper.make_node("ConvTranspose", names, ["y"], group=1, **given)).run
+    split = [np.split(x, group, axis=1), *(np.split(each, group) for each in (weight, bias) if each is not None)]
+    parts = [run(None, dict(zip(names, part, strict=True)))[0] for part in zip(*split, strict=True)]
+    return np.concatenate(parts, axis=1)
 
 
 def _flatten_from_axis(of_rows: Callable[[Array], Array]) -> Callable[..., Array]:
