@@ -81,7 +81,7 @@ def _draw_case(seed: int, rng: np.random.Generator) -> Case:
     done = []
     if rng.random() < 0.8:
         proto = onnx.ModelProto.FromString(files[MODEL])
-        done += [_mutate(proto, rng) for _ in range(int(rng.choice([1, 1, 1, 2, 3])))]
+        done += [mutate(proto, rng) for _ in range(int(rng.choice([1, 1, 1, 2, 3])))]
         files[MODEL] = proto.SerializeToString(deterministic=True)
     if not done or rng.random() < 0.1:
         part = DATA if DATA in files and rng.random() < 0.3 else MODEL
@@ -98,14 +98,15 @@ def _plausible(raw: bytes) -> bool:
     return True
 
 
-def _mutate(proto: onnx.ModelProto, rng: np.random.Generator) -> str:
+def mutate(proto: onnx.ModelProto, rng: np.random.Generator) -> str:
+    """Corrupt the structure of a model in place by a random mutator that applies; returns its name."""
     while True:
-        mutate = MUTATORS[int(rng.integers(len(MUTATORS)))]
+        mutator = MUTATORS[int(rng.integers(len(MUTATORS)))]
         try:
-            mutate(RandomChoices(proto, rng))
+            mutator(RandomChoices(proto, rng))
         except (NotApplicable, ValueError, DecodeError):
             continue
-        return mutate.__name__
+        return mutator.__name__
 
 
 def main(folder: Path, seeds: list[int]) -> None:

@@ -95,7 +95,9 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
         fed(data_for(tmp_path, "float[N,3,6,6] x"))
 
 
-@pytest.mark.parametrize("broken", [b"{'descr': '<f4', '", b"{'descr': '<f4', ,", b"(" * 300])
+@pytest.mark.parametrize(
+    "broken", [b"{'descr': '<f4', '", b"{'descr': '<f4', ,", b"(" * 300, b"{'descr': '<f4', 1: 2}"]
+)
 def test_damaged_headers_are_refused(tmp_path: Path, broken: bytes) -> None:
     path = tmp_path / "data.npy"
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(broken).to_bytes(2, "little") + broken)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -38,8 +39,9 @@ def run_target(name: str, python: Path, folder: Path, seconds: int) -> Row:
     options = [f"-max_total_time={seconds}", f"-max_len={MAX_BYTES}", f"-rss_limit_mb={MAX_MEMORY}"]
     options += [f"-timeout={HANGING_SECONDS}", "-print_final_stats=1", f"-artifact_prefix={findings}/"]
     words = [str(python), "-m", "benchmarks.fuzz.worker", name, str(folder), *options]
+    before = _processor_seconds()
     done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False, cwd=ROOT)
-    row: Row = {"target": name, "seconds": seconds, "exit_code": done.returncode}
+    row: Row = {"target": name, "seconds": round(_processor_seconds() - before), "exit_code": done.returncode}
     for key, pattern in STATISTICS.items():
         matches = re.findall(pattern, done.stderr)
         row[key] = int(matches[-1]) if matches else None
@@ -47,6 +49,12 @@ def run_target(name: str, python: Path, folder: Path, seconds: int) -> Row:
     if row["runs"] is None:
         row["message"] = next(iter(done.stderr.strip().splitlines()[-1:]), "")
     return row
+
+
+def _processor_seconds() -> float:
+    """Processor time of all processes started so far that have ended, in seconds."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main(argv: list[str] | None = None) -> int:

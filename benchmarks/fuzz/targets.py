@@ -16,6 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.fuzz.formats import (
+    Change,
+    changed_archive,
+    changed_array,
+    changed_image,
+    changed_model,
+    changed_text,
+)
 from leanonnx import compress, read_preprocessor, sweep
 from leanonnx.analysis.dag import build_channel_dag
 from leanonnx.commands.check.gates import read_gates
@@ -41,10 +49,11 @@ PROCESSOR = (
 
 @dataclass(frozen=True)
 class Target:
-    """A function that reads an input, given an empty folder, and valid inputs."""
+    """A function that reads an input, given an empty folder; valid inputs; a change that keeps their format."""
 
     read: Callable[[bytes, Path], None]
     seeds: Sequence[bytes]
+    change: Change
 
 
 @contextmanager
@@ -65,7 +74,7 @@ def _model() -> Target:
 
     # models without further files; their folders cannot be fuzzed as one input
     files = [make() for make in SEED_MODELS.values()]
-    return Target(read, [each[MODEL] for each in files if list(each) == [MODEL]])
+    return Target(read, [each[MODEL] for each in files if list(each) == [MODEL]], changed_model)
 
 
 def _plan() -> Target:
@@ -81,7 +90,7 @@ def _plan() -> Target:
         source = _written(folder, MODEL, CNN_BYTES)
         compress(source, folder / "out.onnx", plan=_written(folder, "plan.json", content))
 
-    return Target(read, seeds)
+    return Target(read, seeds, changed_text)
 
 
 def _plan_weights() -> Target:
@@ -96,7 +105,7 @@ def _plan_weights() -> Target:
         _written(folder, "weights.npz", content)
         compress(source, folder / "out.onnx", plan=_written(folder, "plan.json", text))
 
-    return Target(read, [stored])
+    return Target(read, [stored], changed_archive)
 
 
 def _journal() -> Target:
@@ -109,10 +118,10 @@ def _journal() -> Target:
         _written(folder, JOURNAL, content)
         Journal(folder).begin(header)
 
-    return Target(read, [content, content[: len(content) // 2]])
+    return Target(read, [content, content[: len(content) // 2]], changed_text)
 
 
-def _arrays(name: str, seeds: Sequence[bytes]) -> Target:
+def _arrays(name: str, seeds: Sequence[bytes], change: Change) -> Target:
     with _folder() as folder:
         model = load(_written(folder, MODEL, CNN_BYTES))
     shapes = build_channel_dag(model, observe(model, {})).shapes
@@ -122,7 +131,7 @@ def _arrays(name: str, seeds: Sequence[bytes]) -> Target:
         for _ in open_data(path if path.suffix in (".npz", ".npy") else folder, model, shapes).feeds(4):
             pass
 
-    return Target(read, seeds)
+    return Target(read, seeds, change)
 
 
 def _npz() -> Target:
@@ -132,7 +141,7 @@ def _npz() -> Target:
             file = io.BytesIO()
             write(file, **arrays)
             contents.append(file.getvalue())
-    return _arrays("inputs.npz", contents)
+    return _arrays("inputs.npz", contents, changed_archive)
 
 
 def _npy() -> Target:
@@ -141,7 +150,7 @@ def _npy() -> Target:
         file = io.BytesIO()
         np.save(file, array)
         contents.append(file.getvalue())
-    return _arrays("inputs.npy", contents)
+    return _arrays("inputs.npy", contents, changed_array)
 
 
 def _images() -> Target:
@@ -154,28 +163,28 @@ def _images() -> Target:
             pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
             Image.fromarray(pixels).convert(mode).save(file, name)
             contents.append(file.getvalue())
-    return _arrays("image.png", contents)
+    return _arrays("image.png", contents, changed_image)
 
 
 def _gates() -> Target:
     def read(content: bytes, folder: Path) -> None:
         read_gates(_written(folder, "gates.toml", content))
 
-    return Target(read, [GATES])
+    return Target(read, [GATES], changed_text)
 
 
 def _targets() -> Target:
     def read(content: bytes, folder: Path) -> None:
         read_hardware(_written(folder, "targets.toml", content))
 
-    return Target(read, [(resources.files("leanonnx.hardware") / "targets.toml").read_bytes()])
+    return Target(read, [(resources.files("leanonnx.hardware") / "targets.toml").read_bytes()], changed_text)
 
 
 def _preprocessor() -> Target:
     def read(content: bytes, folder: Path) -> None:
         read_preprocessor(_written(folder, "preprocessor_config.json", content))
 
-    return Target(read, [PROCESSOR])
+    return Target(read, [PROCESSOR], changed_text)
 
 
 def _checkpoint() -> Target:
@@ -189,7 +198,7 @@ def _checkpoint() -> Target:
     def read(content: bytes, folder: Path) -> None:
         read_checkpoint(_written(folder, "run.pt", content), "run")
 
-    return Target(read, [seed])
+    return Target(read, [seed], changed_archive)
 
 
 TARGETS: dict[str, Callable[[], Target]] = {

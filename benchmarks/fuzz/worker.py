@@ -12,7 +12,18 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["leanonnx"]):
+INSTRUMENTED = (
+    *("leanonnx", "numpy.lib", "zipfile", "tomllib", "PIL"),
+    *("torch.serialization", "torch._weights_only_unpickler"),
+)
+"""Modules whose code guides the fuzzer: leanonnx, and readers written in Python that it uses."""
+FORMAT_SHARE = 0.7
+"""Share of the changes that keep the format of an input; the others are of bytes."""
+
+with atheris.instrument_imports(include=list(INSTRUMENTED)):
+    import numpy as np
+
+    from benchmarks.fuzz.formats import Change
     from benchmarks.fuzz.targets import TARGETS
     from leanonnx.errors import LeanOnnxError
 
@@ -32,7 +43,7 @@ def guarded(read: Callable[[bytes, Path], None], findings: Path) -> Callable[[by
         with tempfile.TemporaryDirectory() as folder:
             try:
                 read(content, Path(folder))
-            except LeanOnnxError:
+            except (LeanOnnxError, MemoryError):  # the command line tells both
                 return
             except Exception as error:  # noqa: BLE001  # whatever it is, it is a finding
                 place = re.sub(r"\W+", "_", place_of(error))
@@ -45,12 +56,34 @@ def guarded(read: Callable[[bytes, Path], None], findings: Path) -> Callable[[by
     return one_input
 
 
+def changing(change: Change) -> Callable[[bytes, int, int], bytes]:
+    """The function that a fuzzer calls for a new input: by format, or by bytes."""
+
+    def mutated(content: bytes, max_bytes: int, seed: int) -> bytes:
+        rng = np.random.default_rng(seed)
+
+        def of_bytes(given: bytes) -> bytes:
+            return bytes(atheris.Mutate(given, max(max_bytes, len(given) + 1)))
+
+        if rng.random() < FORMAT_SHARE:
+            try:
+                return change(content, rng, of_bytes)[:max_bytes]
+            except ValueError:
+                pass
+        return bytes(atheris.Mutate(content, max_bytes))
+
+    return mutated
+
+
 def fuzz(name: str, folder: Path, options: list[str]) -> None:
-    """Fuzz one target in this process, which ends with it."""
-    target = TARGETS[name]()
-    for seed, content in enumerate(target.seeds):
-        (folder / name / f"seed-{seed}").write_bytes(content)
-    atheris.Setup([name, *options, str(folder / name)], guarded(target.read, folder / f"{name}-findings"))
+    """Fuzz one target in this process, which ends with it; all that is imported meanwhile is instrumented."""
+    with atheris.instrument_imports(include=list(INSTRUMENTED)):
+        target = TARGETS[name]()
+        read = guarded(target.read, folder / f"{name}-findings")
+        for seed, content in enumerate(target.seeds):
+            (folder / name / f"seed-{seed}").write_bytes(content)
+            read(content)
+    atheris.Setup([name, *options, str(folder / name)], read, custom_mutator=changing(target.change))
     atheris.Fuzz()
 
 

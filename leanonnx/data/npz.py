@@ -6,7 +6,6 @@ The format is that of ``numpy.lib.format``: a zip archive of .npy members.  A fi
 from __future__ import annotations
 
 import math
-import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -142,7 +141,9 @@ def _header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dty
         raise ValueError(f"array '{name}' has a header of version {version}, expected 1.0 or 2.0")
     try:
         shape, fortran, dtype = HEADER_READERS[version](stream)
-    except (SyntaxError, tokenize.TokenError, RecursionError) as error:  # numpy reads it as Python
+    except (OSError, ValueError, MemoryError):  # said well, or nothing of the header
+        raise
+    except Exception as error:  # numpy reads it as Python, and raises whatever a damaged one makes it do
         raise ValueError(f"array '{name}' has a damaged header") from error
     return shape, fortran, dtype
 

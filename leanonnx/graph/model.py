@@ -32,6 +32,7 @@ from leanonnx.graph.functions import check_functions
 from leanonnx.graph.nodes import STANDARD_DOMAINS
 from leanonnx.graph.noted_shapes import drop_inner_shapes, free_negative_sizes
 from leanonnx.graph.storage import byte_size, digest
+from leanonnx.graph.texts import check_names
 from leanonnx.graph.view import GraphView, Holder, default_initializers
 from leanonnx.spelling import option, option_list
 
@@ -255,6 +256,7 @@ def _parse(path: Path) -> onnx.ModelProto:
             f"{path}: a protobuf, but no ONNX model (expected an IR version, an operator set and a graph); "
             "give the .onnx file itself"
         )
+    check_names(proto, path)
     check_functions(proto, path)
     if not proto.graph.output:
         raise ModelError(f"{path}: the graph has no outputs; export the model with at least one output")
