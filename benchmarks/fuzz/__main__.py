@@ -37,7 +37,12 @@ def run_target(name: str, python: Path, folder: Path, seconds: int) -> Row:
     for each in (folder / name, findings):
         each.mkdir(parents=True, exist_ok=True)
     options = [f"-max_total_time={seconds}", f"-max_len={MAX_BYTES}", f"-rss_limit_mb={MAX_MEMORY}"]
-    options += [f"-timeout={HANGING_SECONDS}", "-print_final_stats=1", f"-artifact_prefix={findings}/"]
+    options += [
+        f"-timeout={HANGING_SECONDS}",
+        "-print_final_stats=1",
+        f"-report_slow_units={HANGING_SECONDS}",
+        f"-artifact_prefix={findings}/",
+    ]
     words = [str(python), "-m", "benchmarks.fuzz.worker", name, str(folder), *options]
     before = _processor_seconds()
     done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False, cwd=ROOT)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -35,15 +36,15 @@ MAX_ENTRY_BYTES = 1 << 16
 
 def changed_text(content: bytes, rng: np.random.Generator, _: BytesChange) -> bytes:
     """Replace, remove or repeat tokens or lines of a text, one to three times: of JSON, TOML and lines of JSON."""
+    if not TOKEN.search(content):
+        raise ValueError("no token")
     for _round in range(int(rng.integers(1, 4))):
         content = _changed_once(content, rng)
     return content
 
 
 def _changed_once(content: bytes, rng: np.random.Generator) -> bytes:
-    spans = [match.span() for match in TOKEN.finditer(content)]
-    if not spans:
-        raise ValueError("no token")
+    spans = [match.span() for match in TOKEN.finditer(content)] or [(0, len(content))]
     (begin, end), (first, last) = (spans[int(rng.integers(len(spans)))] for _ in range(2))
     before, token, after = content[:begin], content[begin:end], content[end:]
     line = slice(content.rfind(b"\n", 0, begin) + 1, content.find(b"\n", end) + 1 or len(content))
@@ -94,7 +95,7 @@ def changed_archive(content: bytes, rng: np.random.Generator, change: BytesChang
     else:
         entries[place] = (change(name.encode()).decode(errors="replace") or name, inside, method)
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(file, "w") as archive:  # it warns of repeated names
         for each, data, packed in entries:
             archive.writestr(zipfile.ZipInfo(each.replace("\0", "")), data, packed)
     return file.getvalue()
