@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typer
 
 from benchmarks.fuzz.formats import (
     Change,
@@ -26,6 +27,8 @@ from benchmarks.fuzz.formats import (
 )
 from leanonnx import compress, read_preprocessor, sweep
 from leanonnx.analysis.dag import build_channel_dag
+from leanonnx.cli.config import PYPROJECT, config_table, option_names, options_of
+from leanonnx.cli.main import app
 from leanonnx.commands.check.gates import read_gates
 from leanonnx.commands.sweep.journal import JOURNAL, Journal
 from leanonnx.commands.sweep.rows import HeaderRow
@@ -40,6 +43,8 @@ from tests.seed_models import MODEL, SEED_MODELS
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 CNN_BYTES = build(CNN).SerializeToString()
 GATES = b'max-bytes = "5MB"\nmax-latency = "1.2x"\nmin-speedup = 1.5\nmax-deviation = 0.01\nmin-agreement = "99%"\n'
+CONFIG = b'json = true\n[compress]\nkeep = 0.5\nshape = ["x=1x3x8x8"]\nalign = 1\n[check]\nmin-agreement = "99%"\n'
+PROJECT = b'[project]\nname = "mine"\n[tool.leanonnx]\njson = true\n[tool.leanonnx.compress]\nkeep = [0.5, 0.25]\n'
 PROCESSOR = (
     b'{"do_resize": true, "size": {"shortest_edge": 8}, "crop_pct": 0.875, "do_center_crop": true, "crop_size": 8, '
     b'"do_rescale": true, "rescale_factor": 0.0039, "do_normalize": true, "image_mean": [0.5, 0.4, 0.4], '
@@ -173,6 +178,17 @@ def _gates() -> Target:
     return Target(read, [GATES], changed_text)
 
 
+def _config() -> Target:
+    group: Any = typer.main.get_command(app)
+    verbs = {name: option_names(command) for name, command in group.commands.items()}
+
+    def read(content: bytes, folder: Path) -> None:
+        path = _written(folder, PYPROJECT if b"tool" in content else "leanonnx.toml", content)
+        options_of(path, config_table(path), "compress", verbs)
+
+    return Target(read, [CONFIG, PROJECT], changed_text)
+
+
 def _targets() -> Target:
     def read(content: bytes, folder: Path) -> None:
         read_hardware(_written(folder, "targets.toml", content))
@@ -211,6 +227,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "gates": _gates,
     "targets": _targets,
     "preprocessor": _preprocessor,
+    "config": _config,
     "journal": _journal,
     "checkpoint": _checkpoint,
 }

@@ -34,7 +34,7 @@ def read_config(context: typer.Context, path: Path | None) -> Any:
     with exit_codes():
         group: Any = context.parent.command if context.parent else None
         verbs = {name: option_names(command) for name, command in group.commands.items()}
-        context.default_map = options_of(path, _table(path), str(context.info_name), verbs)
+        context.default_map = options_of(path, config_table(path), str(context.info_name), verbs)
     return context
 
 
@@ -91,8 +91,12 @@ def options_of(path: Path, table: Mapping[str, Any], verb: str, verbs: Mapping[s
     return {verbs[verb][name].name: _value(path, name, verbs[verb][name], value) for name, value in given.items()}
 
 
-def _table(path: Path) -> Mapping[str, Any]:
-    """The contents of a file, or of its section in a ``PYPROJECT``."""
+def config_table(path: Path) -> Mapping[str, Any]:
+    """The contents of a file, or of its section in a ``PYPROJECT``.
+
+    Raises:
+        OptionError: the file cannot be read, or lacks the section.
+    """
     table: Any = read_toml(path, "check the path given with --config", f"write lines such as {CONFIG_EXAMPLE}")
     for name in SECTION if path.name == PYPROJECT else ():
         table = table.get(name) if isinstance(table, Mapping) else None
