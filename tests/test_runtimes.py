@@ -109,18 +109,33 @@ def test_error_of_a_runtime(
     assert any(text.startswith(remark) for text in result.warnings)
 
 
-def test_a_runtime_that_fails_on_the_original_is_no_excuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Failing(broken_evaluator(is_pruned)):  # type: ignore[misc]
-        def __init__(self, proto: onnx.ModelProto) -> None:
-            super().__init__(proto)
-            if not is_pruned(proto):
-                raise NotImplementedError("Conv")
+class Failing(broken_evaluator(is_pruned)):  # type: ignore[misc]
+    """A reference evaluator that computes wrong outputs for pruned models, and cannot run others."""
 
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        super().__init__(proto)
+        if not is_pruned(proto):
+            raise NotImplementedError("Conv")
+
+
+def test_a_runtime_that_fails_on_the_original_is_no_excuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtimes, "reference_evaluator", Failing)
     with pytest.raises(
         ProofFailed, match=f"differs between {UNOPTIMISED} and {REFERENCE} .*, which cannot be compared on"
     ):
         twice(build(CNN), tmp_path)
+
+
+def test_integers_that_cannot_be_compared_on_the_original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "reference_evaluator", Failing)
+    text = CNN.replace(": 17]", ": 21]").replace(
+        "{\n", "{\n q = QuantizeLinear (x, qs, qz) xd = DequantizeLinear (q, qs, qz)\n", 1
+    )
+    text = text.replace("Conv <pads = [1, 1, 1, 1]> (x, w1", "Conv <pads = [1, 1, 1, 1]> (xd, w1", 1)
+    text = text.replace(">\n{", ", float[1] qs = {0.05}, uint8[1] qz = {128}>\n{", 1)
+    result = twice(build(text), tmp_path)
+    assert next(row for row in result.runtimes if row.status == ALIKE).original_error is None
+    assert any("which cannot be compared on the original: the model computes in integers" in w for w in result.warnings)
 
 
 def test_no_inputs_and_random_numbers_of_a_subgraph(tmp_path: Path) -> None:

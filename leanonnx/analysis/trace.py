@@ -261,7 +261,7 @@ def _pin_unmentioned(call: Call, effect: Effect) -> Effect:
 
     No edge leads on from their channels, which would be removed as useless although the node depends on them.
     """
-    beside = [value for value in call.inputs[1:] if value is not None and value.channel_ids is not None]
+    beside = call.computed_side_inputs()
     if not beside:
         return effect
     parts = [*effect.outputs, *(side for pair in (*effect.ties, *effect.concat_slots) for side in pair)]
@@ -270,13 +270,13 @@ def _pin_unmentioned(call: Call, effect: Effect) -> Effect:
     mentioned = np.concatenate([np.zeros(0, np.int64), *(part.ravel() for part in parts)])
     pins = [
         Pin(
-            channel_ids=np.unique(value.channel_ids),
-            tensor=value.name,
+            channel_ids=side,
+            tensor=name,
             reason=f"{call.title} takes its indices or sizes from it",
             advice=advice.MAKE_CONSTANT,
         )
-        for value in beside
-        if value.channel_ids is not None and not np.isin(value.channel_ids, mentioned).any()
+        for name, side in beside.items()
+        if not np.isin(side, mentioned).any()
     ]
     return replace(effect, pins=(*effect.pins, *pins)) if pins else effect
 

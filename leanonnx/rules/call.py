@@ -236,6 +236,11 @@ class Call:
         value = self.attribute(name, default)
         return value.decode() if isinstance(value, bytes) else str(value)
 
+    def computed_side_inputs(self) -> dict[str, ChannelIds]:
+        """Channel ids, each once, of the computed inputs behind the first, by name."""
+        beside = (value for value in self.inputs[1:] if value is not None)
+        return {value.name: np.unique(value.channel_ids) for value in beside if value.channel_ids is not None}
+
     def has_input(self, slot: int) -> bool:
         """Return True if an input slot is connected."""
         return slot < len(self.inputs) and self.inputs[slot] is not None
@@ -365,16 +370,15 @@ def pin_side_inputs(call: Call, effect: Effect, role: str) -> Effect:
 
     ``role`` completes the reason of the pins, "Operator 'name' …".
     """
-    beside = [v for v in call.inputs[1:] if v is not None and v.channel_ids is not None]
+    beside = call.computed_side_inputs()
     if not beside:
         return effect
     channel_ids = np.unique(np.concatenate([output.ravel() for output in effect.outputs]))
     fresh = call.mint(channel_ids.size)
-    sources = [np.unique(v.channel_ids) for v in beside if v.channel_ids is not None]
-    fixed_edges = [FixedEdges(np.repeat(side, fresh.size), np.tile(fresh, side.size)) for side in sources]
+    fixed_edges = [FixedEdges(np.repeat(side, fresh.size), np.tile(fresh, side.size)) for side in beside.values()]
     pins = [
-        Pin(channel_ids=side, tensor=v.name, reason=f"{call.title} {role}", advice=advice.MAKE_CONSTANT)
-        for v, side in zip(beside, sources, strict=True)
+        Pin(channel_ids=side, tensor=name, reason=f"{call.title} {role}", advice=advice.MAKE_CONSTANT)
+        for name, side in beside.items()
     ]
     return replace(
         effect,

@@ -184,9 +184,14 @@ def prove_twice(candidate: Candidate) -> Candidate | ProofFailed:
 def _remark(row: RuntimeComparison) -> str:
     """A warning that two runtimes differ by themselves."""
     first, second = row.runtimes
+    if row.original_error is None:
+        return (
+            f"output '{row.output}' differs by {row.max_relative_error:.2g} between {first} and {second}, which cannot "
+            "be compared on the original: the model computes in integers, which runtimes round differently"
+        )
     return (
         f"output '{row.output}' differs by {row.max_relative_error:.2g} between {first} and {second}, and by "
-        f"{row.original_error or 0:.2g} on the original: these runtimes compute it differently, whatever is removed"
+        f"{row.original_error:.2g} on the original: these runtimes compute it differently, whatever is removed"
     )
 
 
