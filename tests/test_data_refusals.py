@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,20 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
     content[2000:3000] = bytes(1000)
     path.write_bytes(content)
     with pytest.raises(DataError, match="not a whole"):
+        fed(data_for(tmp_path, "float[N,3,6,6] x"))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("place", [70, 2000], ids=["header", "numbers"])
+def test_damaged_members_are_refused_however_they_are_packed(tmp_path: Path, method: int, place: int) -> None:
+    path, member = tmp_path / "data.npz", io.BytesIO()
+    np.save(member, IMAGES)
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("x.npy", member.getvalue())
+    content = bytearray(path.read_bytes())
+    content[place : place + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"data\.npz: not a whole \.npz or \.npy file"):
         fed(data_for(tmp_path, "float[N,3,6,6] x"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +135,7 @@ def test_the_file_of_weights_is_another(folder: Path) -> None:
 UNFIT: dict[str, Callable[[dict[str, Any]], object]] = {
     "another shape": lambda arrays: arrays.update(c=arrays["c"][..., :1]),
     "another type": lambda arrays: arrays.update(c=arrays["c"].astype(np.float64)),
+    "integers": lambda arrays: arrays.update(c=arrays["c"].astype(np.int32)),
     "unknown": lambda arrays: arrays.update(ghost=arrays["c"]),
 }
 
@@ -145,11 +147,28 @@ def test_weights_that_do_not_fit(folder: Path, kind: str) -> None:
         arrays = dict(file)
     UNFIT[kind](arrays)
     np.savez(folder / "w.npz", **arrays)
+    note_digest(folder)
+    with pytest.raises(PlanError, match=r"the weights of '(c|ghost)' are "):
+        leanonnx.compress(folder / "m.onnx", plan=folder / "p.json")
+
+
+def note_digest(folder: Path) -> None:
+    """Write the digest of the changed file of weights into the plan."""
     plan = json.loads((folder / "p.json").read_text())
     plan["recovery"]["weights"]["sha256"] = digest(folder / "w.npz").hex()
     (folder / "p.json").write_text(json.dumps(plan))
-    with pytest.raises(PlanError, match=r"the weights of '(c|ghost)' are "):
-        leanonnx.compress(folder / "m.onnx", plan=folder / "p.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"{'descr': 1, 2: 3}"], ids=["empty", "text", "header"])
+def test_damaged_weights_of_the_right_digest(folder: Path, content: bytes) -> None:
+    made(folder, "--calib", "x.npz", *WEIGHTS)
+    (folder / "w.npz").write_bytes(content)
+    if content.startswith(b"{"):
+        with zipfile.ZipFile(folder / "w.npz", "w") as archive:
+            archive.writestr("c.npy", b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little") + content)
+    note_digest(folder)
+    says = ("w.npz: not a whole file of weights", "--plan-weights")
+    refused(folder, "compress", "m.onnx", "again.onnx", "--plan", "p.json", says=says)
 
 
 @pytest.mark.parametrize(

@@ -24,36 +24,55 @@ from benchmarks.fuzz.targets import TARGETS
 NAME = "fuzz"
 MAX_BYTES = 1 << 14
 """Largest input, in bytes."""
-MAX_MEMORY = 4 << 10
+MAX_MEMORY = 8 << 10
 """Largest memory of a process, in MB."""
 HANGING_SECONDS = 60
 """Seconds after which one input counts as hanging."""
 STATISTICS = {"runs": r"stat::number_of_executed_units:\s+(\d+)", "edges": r"cov: (\d+)", "kept": r"corp: (\d+)"}
+SECONDS = re.compile(r"Done \d+ runs in (\d+) second")
 
 
 def run_target(name: str, python: Path, folder: Path, seconds: int) -> Row:
-    """Fuzz one target for a time in a process of its own; its statistics and findings."""
+    """Fuzz one target for a time in processes of its own; its statistics and findings, and the processor's seconds.
+
+    A process ends with an input that hangs or takes too much memory; the next one goes on for the time that is left.
+    """
     findings = folder / f"{name}-findings"
     for each in (folder / name, findings):
         each.mkdir(parents=True, exist_ok=True)
-    options = [f"-max_total_time={seconds}", f"-max_len={MAX_BYTES}", f"-rss_limit_mb={MAX_MEMORY}"]
-    options += [
-        f"-timeout={HANGING_SECONDS}",
-        "-print_final_stats=1",
-        f"-report_slow_units={HANGING_SECONDS}",
-        f"-artifact_prefix={findings}/",
-    ]
-    words = [str(python), "-m", "benchmarks.fuzz.worker", name, str(folder), *options]
-    before = _processor_seconds()
-    done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False, cwd=ROOT)
-    row: Row = {"target": name, "seconds": round(_processor_seconds() - before), "exit_code": done.returncode}
-    for key, pattern in STATISTICS.items():
-        matches = re.findall(pattern, done.stderr)
-        row[key] = int(matches[-1]) if matches else None
+    row: Row = {"target": name, "seconds": 0, "runs": None, "exit_code": 0}
+    while (left := seconds - row["seconds"]) > 0:
+        begin = _processor_seconds()
+        done = _run_worker(name, python, folder, left)
+        row["exit_code"] = row["exit_code"] or done.returncode
+        found = {key: re.findall(pattern, done.stderr) for key, pattern in STATISTICS.items()}
+        if not found["runs"]:
+            row["message"] = next(iter(done.stderr.strip().splitlines()[-1:]), "")
+            break
+        row["runs"] = int(found["runs"][-1]) + (row["runs"] or 0)
+        row |= {key: int(found[key][-1]) if found[key] else None for key in ("edges", "kept")}
+        used = _processor_seconds() - begin  # without what the start took, where the process could say so
+        row["seconds"] += max(round(min([used, *map(int, SECONDS.findall(done.stderr))])), 1)
+        if not done.returncode:
+            break
     row["findings"] = sorted(path.name for path in findings.iterdir())
-    if row["runs"] is None:
-        row["message"] = next(iter(done.stderr.strip().splitlines()[-1:]), "")
     return row
+
+
+def _run_worker(name: str, python: Path, folder: Path, seconds: int) -> subprocess.CompletedProcess[str]:
+    """Fuzz one target in a process until the time is over, or until it hangs or takes too much memory."""
+    limits = {
+        "max_total_time": seconds,
+        "max_len": MAX_BYTES,
+        "rss_limit_mb": MAX_MEMORY,
+        "timeout": HANGING_SECONDS,
+        "report_slow_units": HANGING_SECONDS,
+        "print_final_stats": 1,
+        "artifact_prefix": f"{folder / name}-findings/",
+    }
+    words = [str(python), "-m", "benchmarks.fuzz.worker", name, str(folder)]
+    words += [f"-{option}={value}" for option, value in limits.items()]
+    return subprocess.run(words, capture_output=True, text=True, errors="replace", check=False, cwd=ROOT)
 
 
 def _processor_seconds() -> float:

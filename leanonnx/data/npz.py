@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,12 +96,15 @@ class NpzArray:
 
 @contextmanager
 def raise_data_errors(path: Path) -> Iterator[None]:
-    """Raise the errors of reading an .npz file as DataErrors."""
+    """Raise the errors of reading an .npz file as DataErrors, but for a lack of memory."""
     try:
         yield
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}; check the path and permissions") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # each method of packing has errors of its own, bzip2 an OSError without a number
+        if isinstance(error, OSError) and error.errno is not None:
+            text = error.strerror or str(error)
+            raise DataError(f"{path}: cannot be read: {text}; check the path and permissions") from error
         text = quoted_text(str(error))
         raise DataError(f"{path}: not a whole .npz or .npy file: {text}; write it again with numpy.savez") from error
 

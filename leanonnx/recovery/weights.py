@@ -18,6 +18,7 @@ import onnx
 from numpy.lib import format as npy
 
 from leanonnx.errors import PlanError
+from leanonnx.formatting import quoted_text
 from leanonnx.graph.model import Model, check_model
 from leanonnx.graph.nodes import BIAS, holder_array
 from leanonnx.graph.storage import write_model
@@ -67,7 +68,7 @@ def read_weights(file: WeightsFile, origin: str) -> StoredWeights:
     """Read the weights that the plan ``origin`` refers to.
 
     Raises:
-        PlanError: the file is missing, or is not the one written with the plan.
+        PlanError: the file is missing or damaged, or is not the one written with the plan.
     """
     try:
         content = file.path.read_bytes()
@@ -82,12 +83,22 @@ def read_weights(file: WeightsFile, origin: str) -> StoredWeights:
             f"{file.path}: not the weights that {origin} was written with (sha256 {digest[:12]}…, expected "
             f"{file.sha256[:12]}…); {_remedy()}"
         )
+    try:
+        return StoredWeights(_arrays(content), file.biases)
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile and numpy raise whatever a damaged file makes them do
+        raise PlanError(f"{file.path}: not a whole file of weights: {quoted_text(str(error))}; {_remedy()}") from error
+
+
+def _arrays(content: bytes) -> dict[str, Array]:
+    """The arrays of an .npz file by name."""
     arrays = {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for info in archive.infolist():
             with archive.open(info) as member:
                 arrays[info.filename.removesuffix(NPY_SUFFIX)] = npy.read_array(member, allow_pickle=False)
-    return StoredWeights(arrays, file.biases)
+    return arrays
 
 
 def insert_weights(bare: Model, weights: StoredWeights, origin: str) -> onnx.ModelProto:
@@ -102,7 +113,7 @@ def insert_weights(bare: Model, weights: StoredWeights, origin: str) -> onnx.Mod
         place = weights.biases.get(name)
         if place is None:
             old = bare.constant(name) if name in bare.holders else None
-            if old is None or old.shape != array.shape or old.dtype.itemsize != array.dtype.itemsize:
+            if old is None or old.shape != array.shape or _view_as(array, old.dtype).dtype != old.dtype:
                 held = "no such constant" if old is None else f"{old.dtype} {list(old.shape)}"
                 raise PlanError(
                     f"{origin}: the weights of '{name}' are {array.dtype} {list(array.shape)}, but the network has "
@@ -133,7 +144,8 @@ def restore_weights(original: Model, draft: Path, weights: StoredWeights, origin
 
 def _view_as(array: Array, kind: np.dtype[np.generic]) -> Array:
     """View an array in its type: number formats that numpy does not support are stored as raw bytes."""
-    return array.view(kind) if array.dtype.kind == "V" else array
+    is_raw = array.dtype.kind == "V" and array.dtype.itemsize == kind.itemsize
+    return array.view(kind) if is_raw else array
 
 
 def _remedy() -> str:
