@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tests.helpers import COMMAND, build
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
 
 from leanonnx.commands.compress.options import CompressOptions as Compression
-from leanonnx.commands.finetune.checkpoint import read_checkpoint
+from leanonnx.commands.finetune.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from leanonnx.commands.finetune.driver import run_finetune
 from leanonnx.commands.finetune.module import TorchNetwork
 from leanonnx.commands.finetune.options import FinetuneOptions
@@ -97,6 +98,78 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None
     (tmp_path / "run.pt").write_bytes(content)
     with pytest.raises(OptionError, match="no checkpoint of leanonnx"):
         read_checkpoint(tmp_path / "run.pt", "run")
+
+
+def stored(path: Path, **changes: Any) -> Path:
+    """A small checkpoint with changed fields."""
+    weights = [torch.ones(100), torch.ones(2, 3)]
+    best = [each.clone() for each in weights]
+    whole = Checkpoint("run", 1, weights, best, 0.5, 1, [(0.5, 0.5)], 1.0, {"state": {}}, {}, 1.0)
+    write_checkpoint(replace(whole, **changes), path)
+    return path
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_found(tmp_path: Path) -> None:
+    """PyTorch reads such a file without a word."""
+    path = stored(tmp_path / "run.pt")
+    assert torch.equal(read_checkpoint(path, "run").best[0], torch.ones(100))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\0\0\x80\x3f" * 100) + 3] ^= 0x40
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["run"] == "run"
+    with pytest.raises(OptionError, match="no checkpoint of leanonnx, or damaged"):
+        read_checkpoint(path, "run")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epoch": "1"},
+        {"value": None},
+        {"weights": torch.ones(2)},
+        {"best": [torch.ones(100)]},
+        {"best": [torch.ones(1), torch.ones(2, 3)]},
+        {"best": [torch.ones(100), 3.0]},
+        {"weights": [torch.ones(100, dtype=torch.float64), torch.ones(2, 3)]},
+        {"history": [(0.5,)]},
+        {"scaler": []},
+    ],
+    ids=str,
+)
+def test_fields_of_other_types_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="no checkpoint of leanonnx, or damaged"):
+        read_checkpoint(stored(tmp_path / "run.pt", **changes), "run")
+
+
+def one_more(weights: list[Any]) -> list[Any]:
+    return [*weights, torch.ones(1)]
+
+
+def of_one_number(weights: list[Any]) -> list[Any]:
+    return [torch.ones(1) for _ in weights]
+
+
+SPOILT: dict[str, Callable[[dict[str, Any]], object]] = {
+    "one more": lambda fields: fields.update({name: one_more(fields[name]) for name in ("weights", "best")}),
+    "one number": lambda fields: fields.update({name: of_one_number(fields[name]) for name in ("weights", "best")}),
+    "no groups": lambda fields: fields.update(optimizer={"state": {}}),
+    "no state": lambda fields: fields.update(optimizer={}),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_checkpoint_that_does_not_fit_the_network(pair: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    kept = tmp_path / "state.pt"
+    once = FinetuneOptions(settings=settings(epochs=1, checkpoint=kept))
+    run_finetune(pair["new"], pair["out"], pair["base"], pair["data"], once)
+    fields = torch.load(kept, weights_only=True)
+    SPOILT[kind](fields)
+    torch.save(fields, kept)
+    pair["out"].unlink()
+    again = FinetuneOptions(settings=settings(epochs=1, checkpoint=kept, resume=True))
+    with pytest.raises(OptionError, match="no checkpoint of leanonnx, or damaged"):
+        run_finetune(pair["new"], pair["out"], pair["base"], pair["data"], again)
+    assert not pair["out"].exists()
 
 
 def test_a_checkpoint_of_another_run_is_refused(pair: dict[str, Path], tmp_path: Path) -> None:

@@ -207,10 +207,13 @@ def _preprocessor() -> Target:
 
 
 def _checkpoint() -> Target:
+    import torch  # an extra of leanonnx, as what imports it
+
     from leanonnx.commands.finetune.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
     with _folder() as folder:
-        state = Checkpoint("run", 1, [], [], 0.5, 1, [(0.5, 0.5)], 1.0, {"state": {}}, {}, 1.0)
+        weights, best = [torch.ones(3), torch.ones(2, 2)], [torch.zeros(3), torch.zeros(2, 2)]
+        state = Checkpoint("run", 1, weights, best, 0.5, 1, [(0.5, 0.5)], 1.0, {"state": {}}, {}, 1.0)
         write_checkpoint(state, folder / "run.pt")
         seed = (folder / "run.pt").read_bytes()
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from leanonnx.commands.finetune.batching import Batch, BatchedNetwork, stack_feeds
-from leanonnx.commands.finetune.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from leanonnx.commands.finetune.checkpoint import Checkpoint, damaged_checkpoint, read_checkpoint, write_checkpoint
 from leanonnx.commands.finetune.loading import LabelledSample, Loader, group_by_shape
 from leanonnx.commands.finetune.objectives import Objective
 from leanonnx.commands.finetune.operators.call import Tensor
@@ -210,7 +210,14 @@ class _Training:
         return replace(state, weights=state.best, optimizer=self.optimizer.state_dict(), rate_share=self.rate_share)
 
     def resume(self, state: Checkpoint) -> None:
-        """Restore the state of a checkpoint."""
+        """Restore the state of a checkpoint.
+
+        Raises:
+            ValueError: its weights do not fit; further errors come from PyTorch.
+        """
+        shapes = [tuple(weight.shape) for weight in self.network.weights]
+        if [tuple(weight.shape) for weight in state.weights] != shapes:
+            raise ValueError("weights of other shapes")
         self._restore(state.weights)
         self.optimizer.load_state_dict(state.optimizer)
         self.scaler.load_state_dict(state.scaler)
@@ -249,7 +256,7 @@ def train(
         progress: called on each epoch.
 
     Raises:
-        OptionError: the checkpoint belongs to another run.
+        OptionError: the checkpoint is damaged, or belongs to another run.
         OutputError: the checkpoint cannot be written.
     """
     training = _Training(student, objective, loader, settings, group)
@@ -258,7 +265,10 @@ def train(
     )
     if checkpoint:
         state = read_checkpoint(checkpoint, run)
-        training.resume(state)
+        try:
+            training.resume(state)
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:  # of PyTorch and of ours
+            raise damaged_checkpoint(checkpoint) from error
     else:
         state = training.checkpoint(run, 0, None, training.held_out_loss(kinds), math.nan)
     resumed = state.epoch
