@@ -85,10 +85,11 @@ def test_a_line_that_was_cut_short_is_passed_over(model: Path) -> None:
         (b'"models": {"net": {', b'"models": {"net": 5, "rest": {', "line 1 is damaged"),
         (b'"sha256": ', b'"sha512": ', "sha512 of the model"),
         (b'{"header": ', b"[" * 100_000 + b'{"header": ', "line 1 is damaged"),
+        (b'"code": 0', b'"code": 1', "line 2 is damaged"),
     ],
-    ids=["header", "models", "model", "key", "nested"],
+    ids=["header", "models", "model", "key", "nested", "code"],
 )
-def test_a_damaged_header_is_refused(model: Path, old: bytes, new: bytes, says: str) -> None:
+def test_a_damaged_line_is_refused(model: Path, old: bytes, new: bytes, says: str) -> None:
     run(model.parent, model, "--keep", "0.5", *QUICK)
     journal = model.parent / "net-sweep" / JOURNAL
     raw = journal.read_bytes()

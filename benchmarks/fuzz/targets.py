@@ -31,7 +31,9 @@ from leanonnx.analysis.dag import build_channel_dag
 from leanonnx.cli.config import PYPROJECT, config_table, option_names, options_of
 from leanonnx.cli.main import app
 from leanonnx.commands.check.gates import read_gates
+from leanonnx.commands.sweep.files import csv_text, json_text
 from leanonnx.commands.sweep.journal import JOURNAL, Journal
+from leanonnx.commands.sweep.report import curve_row, point_row, sweep_report
 from leanonnx.commands.sweep.rows import HeaderRow
 from leanonnx.data.samples import open_data
 from leanonnx.graph.model import load
@@ -124,7 +126,12 @@ def _journal() -> Target:
 
     def read(content: bytes, folder: Path) -> None:
         _written(folder, JOURNAL, content)
-        Journal(folder).begin(header)
+        journal = Journal(folder)
+        journal.begin(header)
+        points = [point_row(row.asked, row.outcome) for row in journal.points.values()]
+        report = sweep_report("kernels", True, [curve_row(MODEL, MODEL, "", "kernels", points)], header.conditions)
+        for text in (csv_text, json_text):
+            text(report)
 
     return Target(read, [content, content[: len(content) // 2]], changed_text)
 

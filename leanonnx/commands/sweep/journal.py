@@ -98,6 +98,8 @@ class Journal:
         header = line.get(HEADER) if isinstance(line, dict) else None
         if header is None:
             row = from_json(JournalRow, line)
+            if (row.outcome.code == 0) != (row.outcome.candidate is not None):
+                raise ValueError("a result without its candidate")
             self.points[row.key] = row
         else:
             models = header.get(MODELS, {}) if isinstance(header, dict) else None
