@@ -17,6 +17,8 @@ from leanonnx.spelling import option, option_list
 Given = TypeVar("Given")
 LEAST_PERCENTAGE, MOST_PERCENTAGE = 2, 100
 """Range of numbers that are no fraction, but likely percentages."""
+MAX_INTEGER = 1 << 63
+"""Integers of TOML are below, and at least the negative of it."""
 DECIMAL_COMMA = re.compile(r"\d*,\d+")
 
 
@@ -141,8 +143,24 @@ def read_toml(path: Path, absent: str, broken: str) -> dict[str, Any]:
         OptionError: the file cannot be read, or is no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        _check_integers(tables)
     except OSError as error:
         raise OptionError(f"{path}: cannot be read: {error.strerror}; {absent}") from error
     except (ValueError, RecursionError) as error:
         raise OptionError(f"{path}: not TOML: {error}; {broken}") from error
+    return tables
+
+
+def _check_integers(value: object) -> None:
+    """Refuse integers that TOML does not allow, which Python reads and cannot print.
+
+    Raises:
+        ValueError: one does not fit into 64 bits.
+        RecursionError: tables are nested deeper than can be read.
+    """
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_integers(each)
+    elif isinstance(value, int) and not -MAX_INTEGER <= value < MAX_INTEGER:
+        raise ValueError("an integer of more than 64 bits")

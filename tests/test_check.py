@@ -245,6 +245,7 @@ def test_gates_from_a_file(folder: Path) -> None:
         ("max-bytes = [1]", ("max-bytes", "expected bytes")),
         ("[max-bytes]\nlimit = 1", ("max-bytes", "expected bytes")),
         ("max-bytes = ", ("gates.toml: not TOML",)),
+        (f"max-bytes = 0x{'F' * 5_000}", ("gates.toml: not TOML", "64 bits")),
     ],
 )
 def test_wrong_gates_in_a_file(folder: Path, text: str, says: tuple[str, ...]) -> None:

@@ -90,6 +90,8 @@ BAD = {
     "no table": ("block = 8\n", "'block'"),
     "no TOML": ("block: 8\n", "not TOML"),
     "nested without end": (f"block = {'[' * 100_000}", "not TOML"),
+    "keys without end": (f"block{'.a' * 5_000} = 1", "not TOML"),
+    "integer without end": (f"block = 0x{'F' * 5_000}", "not TOML: an integer of more than 64 bits"),
 }
 
 

@@ -24,7 +24,7 @@ Change = Callable[[bytes, np.random.Generator, BytesChange], bytes]
 TOKEN = re.compile(rb""""(?:[^"\\\n]|\\.)*"|'[^'\n]*'|[-+.\w]+|[^\s\w]""")
 VALUES = (
     *(b"0", b"-1", b"1", b"1.5", b"1e999", b"-0.0", b"1e-320", b"9223372036854775808", b"-9223372036854775809"),
-    *(b"NaN", b"nan", b"inf", b"-Infinity", b"null", b"true", b"false", b"1979-05-27", b"0x1F"),
+    *(b"NaN", b"nan", b"inf", b"-Infinity", b"null", b"true", b"false", b"1979-05-27", b"0x" + 5000 * b"F"),
     *(b'""', b'"x"', b'"1e999"', b'"nan"', rb'"\ud800"', rb'"\u0000"', b'"../x"', b"[]", b"{}", b"[[]]", b'[1, "x"]'),
 )
 """Values of JSON and TOML that readers seldom expect."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -36,7 +36,7 @@ from leanonnx.commands.sweep.journal import JOURNAL, Journal
 from leanonnx.commands.sweep.report import curve_row, point_row, sweep_report
 from leanonnx.commands.sweep.rows import HeaderRow
 from leanonnx.data.samples import open_data
-from leanonnx.graph.model import load
+from leanonnx.graph.model import Model, load
 from leanonnx.hardware.targets import read_hardware
 from leanonnx.reporting.encoding import from_json
 from leanonnx.runtime.observation import observe
@@ -45,7 +45,10 @@ from tests.seed_models import MODEL, SEED_MODELS
 
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 CNN_BYTES = build(CNN).SerializeToString()
-GATES = b'max-bytes = "5MB"\nmax-latency = "1.2x"\nmin-speedup = 1.5\nmax-deviation = 0.01\nmin-agreement = "99%"\n'
+GATES = (
+    b'max-bytes = "5MB"\nmax-macs = "0.5x"\nmax-latency-ms = 4.5\nmin-speedup = 1.5\nmax-deviation = 0.01\n'
+    b'min-agreement = "99%"\n'
+)
 CONFIG = b'json = true\n[compress]\nkeep = 0.5\nshape = ["x=1x3x8x8"]\nalign = 1\n[check]\nmin-agreement = "99%"\n'
 PROJECT = b'[project]\nname = "mine"\n[tool.leanonnx]\njson = true\n[tool.leanonnx.compress]\nkeep = [0.5, 0.25]\n'
 PROCESSOR = (
@@ -136,10 +139,15 @@ def _journal() -> Target:
     return Target(read, [content, content[: len(content) // 2]], changed_text)
 
 
-def _arrays(name: str, seeds: Sequence[bytes], change: Change) -> Target:
+def _observed() -> tuple[Model, Mapping[str, tuple[int, ...]]]:
+    """The model that takes samples, and the shapes of its tensors."""
     with _folder() as folder:
         model = load(_written(folder, MODEL, CNN_BYTES))
-    shapes = build_channel_dag(model, observe(model, {})).shapes
+    return model, build_channel_dag(model, observe(model, {})).shapes
+
+
+def _arrays(name: str, seeds: Sequence[bytes], change: Change) -> Target:
+    model, shapes = _observed()
 
     def read(content: bytes, folder: Path) -> None:
         path = _written(folder, name, content)
@@ -161,7 +169,7 @@ def _npz() -> Target:
 
 def _npy() -> Target:
     contents = []
-    for array in (CALIBRATION[:2], np.asfortranarray(CALIBRATION[:2]), CALIBRATION[0].astype(">f8")):
+    for array in (CALIBRATION[:2], np.asfortranarray(CALIBRATION[:2]), CALIBRATION[:1].astype(">f8")):
         file = io.BytesIO()
         np.save(file, array)
         contents.append(file.getvalue())
@@ -169,16 +177,17 @@ def _npy() -> Target:
 
 
 def _images() -> Target:
+    contents = [_image_bytes(name, mode) for name in IMAGE_FORMATS for mode in ("RGB", "L")]
+    return _arrays("image.png", contents, changed_image)
+
+
+def _image_bytes(name: str, mode: str) -> bytes:
     from PIL import Image  # an extra of leanonnx
 
-    contents = []
-    for name in IMAGE_FORMATS:
-        for mode in ("RGB", "L"):
-            file = io.BytesIO()
-            pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
-            Image.fromarray(pixels).convert(mode).save(file, name)
-            contents.append(file.getvalue())
-    return _arrays("image.png", contents, changed_image)
+    file = io.BytesIO()
+    pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    Image.fromarray(pixels).convert(mode).save(file, name)
+    return file.getvalue()
 
 
 def _gates() -> Target:
@@ -201,14 +210,25 @@ def _config() -> Target:
 
 def _targets() -> Target:
     def read(content: bytes, folder: Path) -> None:
-        read_hardware(_written(folder, "targets.toml", content))
+        path = _written(folder, "targets.toml", content)
+        names = list(read_hardware(path))
+        source = _written(folder, MODEL, CNN_BYTES)
+        for name in names[:1]:
+            compress(source, folder / "out.onnx", keep=0.5, targets=path, target=name, best_effort=True)
 
     return Target(read, [(resources.files("leanonnx.hardware") / "targets.toml").read_bytes()], changed_text)
 
 
 def _preprocessor() -> Target:
+    model, shapes = _observed()
+    image = _image_bytes("PNG", "RGB")
+
     def read(content: bytes, folder: Path) -> None:
-        read_preprocessor(_written(folder, "preprocessor_config.json", content))
+        images = read_preprocessor(_written(folder, "preprocessor_config.json", content))
+        (folder / "images").mkdir()
+        _written(folder / "images", "image.png", image)
+        for _ in open_data(folder / "images", model, shapes, images).feeds():
+            pass
 
     return Target(read, [PROCESSOR], changed_text)
 

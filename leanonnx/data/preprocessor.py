@@ -15,8 +15,8 @@ FILE_NAME = "preprocessor_config.json"
 KNOWN = ("image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize", "size", "crop_size")
 """Keys of which an image processor has at least one."""
 FULL_RANGE = 255.0
-BILINEAR = 2
-"""Number of the filter, in these files as in pillow."""
+BILINEAR, FILTERS = 2, range(6)
+"""Numbers of the filters, in these files as in pillow."""
 WHOLE_IMAGE_FROM = 384
 """Short side from which processors with a ``crop_pct`` do not crop."""
 Size = tuple[int, int]
@@ -46,7 +46,7 @@ def read_preprocessor(path: str | Path, layout: ImageLayout = "auto") -> ImageFo
         raise OptionError(f"{given}: no image processor (no {', '.join(KNOWN[:3])} …); give a {FILE_NAME}")
     try:
         return _image_format(row, str(path), layout, given)
-    except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, KeyError, ArithmeticError) as error:
         raise OptionError(f"{given}: unexpected values: {error}; give the file as transformers writes it") from error
 
 
@@ -54,6 +54,9 @@ def _image_format(row: Mapping[str, Any], path: str, layout: ImageLayout, given:
     """The image format that the keys of an image processor say."""
     normalises = row.get("do_normalize", "image_mean" in row)
     resized, size = _sizes(row, given)
+    resample = int(row.get("resample", BILINEAR))
+    if resample not in FILTERS:
+        raise ValueError(f"resample is {resample}")
     return ImageFormat(
         mean=_numbers(row.get("image_mean", 0.0)) if normalises else (0.0,),
         std=_numbers(row.get("image_std", 1.0)) if normalises else (1.0,),
@@ -62,7 +65,7 @@ def _image_format(row: Mapping[str, Any], path: str, layout: ImageLayout, given:
         size=size,
         order="bgr" if row.get("do_flip_channel_order", False) else "rgb",
         resized=resized,
-        resample=int(row.get("resample", BILINEAR)),
+        resample=resample,
         preprocessor=path,
     )
 
