@@ -32,6 +32,7 @@ def test_plan_with_another_choice(model: Path, option: str) -> None:
     refused(model.parent, *args, says=(option, "--plan"))
 
 
+EARLIER = b'"options": {"calib": "x", "recover": "auto", "seed": "x"}'
 NOT_PLANS = {
     "missing": None,
     "empty": b"",
@@ -41,6 +42,8 @@ NOT_PLANS = {
     "null": b"null",
     "object": b"{}",
     "another schema": b'{"schema": 2, "leanonnx": "", "input_sha256": "", "options": {}, "tensors": {}}',
+    "a seed of text in an earlier one": b'{"schema": 1, "leanonnx": "", "input_sha256": "", "tensors": {}, %s}'
+    % EARLIER,
     "no digest": b'{"schema": 1, "leanonnx": "", "input_sha256": null, "options": {}, "tensors": {}}',
 }
 
@@ -50,6 +53,7 @@ NO_RECIPES: dict[str, object] = {
     "recovery is text": "auto",
     "recovery is empty": {},
     "recovery has a seed of text": RECIPE | {"seed": "x"},
+    "recovery has a seed without end": RECIPE | {"seed": float("inf")},
     "images are a number": RECIPE | {"images": 3},
     "weights are text": RECIPE | {"weights": "w.npz"},
     "weights have no digest": RECIPE | {"weights": {"file": "w.npz", "biases": {}}},

@@ -156,18 +156,20 @@ def load_plan(path: StrPath) -> Plan:
         recipe = read_recipe(data["recovery"], Path(path).parent) if "recovery" in data else None
         removed = tuple(check_row(row) for row in data.get("removed_branches", ()))
         plan = Plan(**fields, recovery=recipe, removed_branches=removed, origin=str(path))
+        kinds = ((plan.tensors, dict), (plan.options, dict), (plan.input_sha256, str))
+        if not all(isinstance(value, kind) for value, kind in kinds):
+            raise TypeError("wrong kinds of values")
+        if "recovery" not in data:
+            plan = replace(plan, recovery=earlier_recipe(plan.options))
     except OSError as error:
         raise PlanError(f"{path}: the plan cannot be read: {error.strerror}; check the path") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise PlanError(f"{path}: not a plan of leanonnx ({error}); make one with {option('plan_out')}") from error
-    kinds = ((plan.tensors, dict), (plan.options, dict), (plan.input_sha256, str))
-    if not all(isinstance(value, kind) for value, kind in kinds):
-        raise PlanError(f"{path}: not a plan of leanonnx (wrong kinds of values); make one with {option('plan_out')}")
     if plan.schema != PLAN_SCHEMA:
         raise PlanError(
             f"{path}: plan schema {plan.schema}, expected {PLAN_SCHEMA}; make the plan again with {option('plan_out')}"
         )
-    return plan if "recovery" in data else replace(plan, recovery=earlier_recipe(plan.options))
+    return plan
 
 
 def replay_plan(dag: ChannelDag, plan: Plan, shortened: bool = False) -> Mask:
