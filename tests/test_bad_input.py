@@ -121,6 +121,11 @@ def nameless_branch(proto: onnx.ModelProto) -> None:
     proto.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
 
 
+def nameless_summand(proto: onnx.ModelProto) -> None:
+    """A Sum with a gap: onnxruntime crashes when it runs it."""
+    proto.graph.node[1].CopyFrom(onnx.helper.make_node("Sum", ["c1", "", "c1"], ["r1"], "SUM"))
+
+
 def short_weight(proto: onnx.ModelProto) -> None:
     weight = proto.graph.initializer[2]
     array = np.ascontiguousarray(numpy_helper.to_array(weight)[:, :7])
@@ -141,12 +146,13 @@ BROKEN: dict[Change, tuple[str, ...]] = {
     no_outputs: ("output",),
     nameless_part: ("an output of Split 'PARTS' has no name",),
     nameless_branch: ("an output of Split 'PARTS' has no name",),
+    nameless_summand: ("an input of Sum 'SUM' has no name",),
     short_weight: ("onnxruntime cannot", "C2"),
     wrong_dims: ("w2",),
 }
 
 
-IN_A_PROCESS = {nameless_part, nameless_branch, short_weight}
+IN_A_PROCESS = {nameless_part, nameless_branch, nameless_summand, short_weight}
 """onnxruntime writes of its own, or crashes where the file is not refused before."""
 
 

@@ -29,10 +29,9 @@ from leanonnx.formatting import quoted_text
 from leanonnx.graph.constants import check_size, external_path
 from leanonnx.graph.formats import graphs
 from leanonnx.graph.functions import check_functions
-from leanonnx.graph.nodes import STANDARD_DOMAINS
+from leanonnx.graph.names import check_missing_names, check_names
 from leanonnx.graph.noted_shapes import drop_inner_shapes, free_negative_sizes
 from leanonnx.graph.storage import byte_size, digest
-from leanonnx.graph.texts import check_names
 from leanonnx.graph.view import GraphView, Holder, default_initializers
 from leanonnx.spelling import option, option_list
 
@@ -165,7 +164,7 @@ def load(path: Path, libraries: tuple[Path, ...] = (), freeze: bool = False) -> 
     identity = digests[0] if not external else hashlib.sha256(b"".join(digests)).digest()
     if proto.functions:
         proto = _inline_functions(proto, path)
-    _check_output_names(proto, path)
+    check_missing_names(proto, path)
     free_negative_sizes(proto)
     frozen = default_initializers(proto) if freeze else frozenset()
     if frozen:
@@ -201,23 +200,6 @@ def _inline_functions(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         raise ModelError(
             f"{path}: the local functions cannot be inlined: {first_line(error)}; export the model without functions"
         ) from error
-
-
-def _check_output_names(proto: onnx.ModelProto, path: Path) -> None:
-    """Refuse outputs without a name where the standard allows any number of them (a part of a Split).
-
-    The checker accepts them, and onnxruntime crashes on them; of other outputs it says what is wrong.
-    """
-    for node in (node for graph in graphs(proto.graph) for node in graph.node if "" in node.output):
-        if node.domain in STANDARD_DOMAINS and onnx.defs.has(node.op_type):
-            outputs = onnx.defs.get_schema(node.op_type).outputs
-            variadic = outputs and outputs[-1].option == onnx.defs.OpSchema.FormalParameterOption.Variadic
-            if variadic and "" in node.output[len(outputs) - 1 :]:
-                name = node.name or next(filter(None, node.output), "")
-                raise ModelError(
-                    f"{path}: an output of {node.op_type} '{name}' has no name, which only optional ones may lack; "
-                    "name it, or export the model again"
-                )
 
 
 def _read_external(proto: onnx.ModelProto, path: Path) -> None:
