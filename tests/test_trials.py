@@ -14,9 +14,11 @@ from leanonnx.runtime.free_axes import InputShapes
 from leanonnx.runtime.observation import Shapes, observe
 from leanonnx.runtime.trials import (
     MAX_BLIND_ELEMENTS,
+    MAX_OUTPUT_ELEMENTS,
     MAX_TENSOR_ELEMENTS,
     PROBE_SHARE,
     Growth,
+    SizeLimits,
     element_count,
     permitted_trials,
     probe_shapes,
@@ -31,6 +33,13 @@ zeros (float[N, 3, 8, 8] x) => (float[N, M] y)
 {
     pads = Identity (none)  sum = Add (pads, flat)
     c = Conv <pads = [1, 1, 1, 1]> (x, w)  y = Reshape (c, sum)
+}
+"""
+WIDE = """
+<ir_version: 8, opset_import: ["" : 13]>
+wide (float[1, 3, H, W] x) => (float[1, 8, h, w] y) <float[8, 3, 3, 3] w>
+{
+    y = Conv <pads = [1, 50000, 1, 1]> (x, w)
 }
 """
 ROWS = """
@@ -83,6 +92,25 @@ def test_a_tensor_grows_in_proportion_after_one_run_and_by_its_power_after_two()
     growth.add_run(inputs(2, 8), [np.array([16, 16]), np.array([100])])
     assert growth.largest_tensor(inputs(4, 8)) == pytest.approx(1024)
     assert growth.largest_tensor(inputs(1, 4)) == 0
+
+
+def test_graph_outputs_are_limited_together() -> None:
+    growth = Growth(outputs=[0, 2])
+    assert growth.output_elements(inputs(1, 8)) == 0
+    growth.add_run(inputs(1, 8), [np.array([8, 8]), np.array([10, 10]), np.array([4, 4])])
+    assert growth.output_elements(inputs(4, 8)) == 4 * (64 + 16)
+    assert growth.permits(inputs(4, 8), SizeLimits(tensor=400, outputs=320))
+    assert not growth.permits(inputs(4, 8), SizeLimits(tensor=399, outputs=320))
+    assert not growth.permits(inputs(4, 8), SizeLimits(tensor=400, outputs=319))
+
+
+def test_large_outputs_are_observed_at_small_sizes(tmp_path: Path) -> None:
+    """Outputs are held for all inputs of a proof; none is so large but in the small runs that foresee it."""
+    path = saved(build(WIDE), tmp_path / "m.onnx")
+    observed = observe(load(path), {})
+    sizes = [math.prod(run.shapes["y"]) for run in (observed, *observed.further_runs)]
+    assert len(sizes) > 1
+    assert max(sizes) <= MAX_OUTPUT_ELEMENTS
 
 
 def test_a_long_record_is_left_out_if_a_short_one_was_large() -> None:

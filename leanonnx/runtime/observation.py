@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -26,7 +26,7 @@ from leanonnx.runtime.trials import (
     UNNAMED_AXIS,
     Growth,
     declared_sizes,
-    further_limit,
+    further_limits,
     permitted_trials,
     probe_shapes,
     trial_shapes,
@@ -112,13 +112,16 @@ def _observe_proto(model: Model, proto: onnx.ModelProto, given: Shapes, replaced
     """Observe the model, or its float32 copy ``proto``."""
     values = sorted(_constant_names(model))
     names = sorted(n for n in _tensor_names(model) if n in model.free)
+    outputs = {value.name for value in model.proto.graph.output}
+    growth = Growth([place for place, name in enumerate(names) if name in outputs])
     shapes_of = [onnx.helper.make_node("Shape", [name], [f"leanonnx_shape_{k}"]) for k, name in enumerate(names)]
     with expose_tensors(proto, [*(node.output[0] for node in shapes_of), *values], shapes_of) as exposed:
         try:
             with open_session(exposed, optimise=False, libraries=model.libraries, shapes_first=True) as session:
-                return _observe_all_sizes(
-                    _Observer(model=model, session=session, names=names, values=values, replaced=replaced), given
+                observer = _Observer(
+                    model=model, session=session, names=names, values=values, replaced=replaced, growth=growth
                 )
+                return _observe_all_sizes(observer, given)
         except ModelError:
             raise
         except Exception as error:  # onnxruntime raises its own types, one per status code
@@ -143,7 +146,7 @@ class _Observer:
     names: list[str]
     values: list[str]
     replaced: ElementTypes
-    growth: Growth = field(default_factory=Growth)
+    growth: Growth
 
     def to_observation(self, feeds: Feed, outputs: list[Array]) -> Observation:
         """Return the observation of one run."""
@@ -177,10 +180,10 @@ def _observe_all_sizes(observer: _Observer, given: Shapes) -> Observation:
 
     seen: dict[str, Observation] = {}
     start = {name: feed.shape for name, feed in base.feeds.items()}
-    limit = further_limit(observer.growth, start)
+    limits = further_limits(observer.growth, start)
 
     def runs(sizes: InputShapes) -> bool:
-        if not observer.growth.permits(sizes, limit):
+        if not observer.growth.permits(sizes, limits):
             return False
         try:
             observation = observer.to_observation(*observer.run(sizes, base.feeds))

@@ -28,6 +28,11 @@ MAX_INPUT_ELEMENTS = 1 << 30
 """Largest number of elements in the graph inputs of a run."""
 MAX_TENSOR_ELEMENTS = 1 << 26
 """Largest number of elements that any tensor of a trial may be expected to have."""
+MAX_OUTPUT_ELEMENTS = 1 << 24
+"""Largest number of elements that the graph outputs of a trial may be expected to have together.
+
+A proof holds those of all its inputs, of both models.
+"""
 MAX_TENSOR_GROWTH = 2
 """A further run may have tensors this many times as large as those of the first, even if these are larger than that."""
 MAX_EXPONENT = 2.0
@@ -55,10 +60,22 @@ class TensorSizes:
         return element_count(self.inputs)
 
 
-class Growth:
-    """Sizes of all tensors in the runs so far, and an estimate of their sizes in larger runs."""
+@dataclass(frozen=True)
+class SizeLimits:
+    """Largest numbers of elements: of any ``tensor``, and of all graph ``outputs`` together."""
 
-    def __init__(self) -> None:
+    tensor: float = MAX_TENSOR_ELEMENTS
+    outputs: float = MAX_OUTPUT_ELEMENTS
+
+
+class Growth:
+    """Sizes of all tensors in the runs so far, and an estimate of their sizes in larger runs.
+
+    ``outputs`` are the places of the graph outputs among the tensors.
+    """
+
+    def __init__(self, outputs: Sequence[int] = ()) -> None:
+        self.outputs = list(outputs)
         self.runs: list[TensorSizes] = []
 
     def add_run(self, inputs: InputShapes, shapes: Sequence[Array]) -> None:
@@ -66,8 +83,8 @@ class Growth:
         elements = np.array([max(math.prod(map(int, shape)), 1) for shape in shapes], np.float64)
         self.runs.append(TensorSizes(inputs, elements))
 
-    def largest_tensor(self, inputs: InputShapes) -> float:
-        """Expected number of elements of the largest tensor; 0 if nothing is known.
+    def expected_elements(self, inputs: InputShapes) -> Floats:
+        """Expected number of elements of each tensor; of none if nothing is known.
 
         A tensor grows with a power of the number of input elements, which follows from two runs at smaller sizes.
         After a single one it is taken to be proportional to that number.
@@ -76,17 +93,26 @@ class Growth:
         smaller = sorted((run for run in self.runs if 0 < run.count <= count), key=lambda run: run.count)
         below = [run for run in smaller if is_within(run.inputs, inputs)] or smaller[-1:]
         if not below:
-            return 0.0
+            return np.zeros(0)
         first, last = below[0], below[-1]
         exponents = np.ones(1)
         if first.count < last.count:
             slopes = np.log(last.elements / first.elements) / math.log(last.count / first.count)
             exponents = np.clip(slopes, 0, MAX_EXPONENT)
-        return float((last.elements * (count / last.count) ** exponents).max(initial=0))
+        return np.asarray(last.elements * (count / last.count) ** exponents)
 
-    def permits(self, inputs: InputShapes, limit: float = MAX_TENSOR_ELEMENTS) -> bool:
-        """True if no tensor is expected to exceed the limit."""
-        return self.largest_tensor(inputs) <= limit
+    def largest_tensor(self, inputs: InputShapes) -> float:
+        """Expected number of elements of the largest tensor; 0 if nothing is known."""
+        return float(self.expected_elements(inputs).max(initial=0))
+
+    def output_elements(self, inputs: InputShapes) -> float:
+        """Expected number of elements of all graph outputs together; 0 if nothing is known."""
+        elements = self.expected_elements(inputs)
+        return float(elements[self.outputs].sum()) if elements.size else 0.0
+
+    def permits(self, inputs: InputShapes, limits: SizeLimits = SizeLimits()) -> bool:
+        """True if no tensor, and not the graph outputs together, are expected to exceed the limits."""
+        return self.largest_tensor(inputs) <= limits.tensor and self.output_elements(inputs) <= limits.outputs
 
 
 def is_within(inputs: InputShapes, others: InputShapes) -> bool:
@@ -94,9 +120,12 @@ def is_within(inputs: InputShapes, others: InputShapes) -> bool:
     return all(a <= b for name, shape in inputs.items() for a, b in zip(shape, others[name], strict=True))
 
 
-def further_limit(growth: Growth, base: InputShapes) -> float:
-    """Largest number of elements that a tensor of a further run may be expected to have."""
-    return max(MAX_TENSOR_ELEMENTS, MAX_TENSOR_GROWTH * growth.largest_tensor(base))
+def further_limits(growth: Growth, base: InputShapes) -> SizeLimits:
+    """The limits of further runs, given the sizes of the first."""
+    return SizeLimits(
+        tensor=max(MAX_TENSOR_ELEMENTS, MAX_TENSOR_GROWTH * growth.largest_tensor(base)),
+        outputs=max(MAX_OUTPUT_ELEMENTS, MAX_TENSOR_GROWTH * growth.output_elements(base)),
+    )
 
 
 def element_count(inputs: Mapping[str, tuple[int, ...]]) -> int:
