@@ -92,7 +92,12 @@ def test_a_model_that_cannot_be_run_any_more_is_no_bug(capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     ("text", "code", "said"),
-    [("std::bad_alloc", 2, NO_MEMORY), ("Sizes of tensors must match", 3, "a bug in leanonnx")],
+    [
+        ("std::bad_alloc", 2, NO_MEMORY),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000 bytes", 2, NO_MEMORY),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", 2, NO_MEMORY),
+        ("Sizes of tensors must match", 3, "a bug in leanonnx"),
+    ],
 )
 def test_a_library_without_memory_is_no_bug(
     text: str, code: int, said: str, capsys: pytest.CaptureFixture[str]

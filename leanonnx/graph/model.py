@@ -35,8 +35,8 @@ from leanonnx.graph.storage import byte_size, digest
 from leanonnx.graph.view import GraphView, Holder, default_initializers
 from leanonnx.spelling import option, option_list
 
-OUT_OF_MEMORY_TEXTS = ("Failed to allocate memory", "bad allocation", "bad_alloc")
-"""Parts of the messages of libraries in C++ that have no memory."""
+OUT_OF_MEMORY_TEXTS = ("allocate memory", "bad allocation", "bad_alloc", "out of memory")
+"""Parts of the messages of libraries in C++ that have no memory: onnxruntime, PyTorch, CUDA."""
 SYSTEM_ERROR = re.compile(r"(?:system error number|errcode =) (\d+)")
 """What onnxruntime says of a file that it cannot open or read, with the number of the error."""
 MACHINE_ERRORS = {errno.EIO, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EMFILE, errno.ENFILE}

@@ -18,6 +18,7 @@ from leanonnx.commands.finetune.objectives import Objective
 from leanonnx.commands.finetune.operators.call import Tensor
 from leanonnx.commands.finetune.options import TrainingSettings
 from leanonnx.commands.finetune.process_group import ProcessGroup
+from leanonnx.graph.model import raise_if_machine_failed
 from leanonnx.numeric.arrays import Array
 from leanonnx.system.clock import Progress
 
@@ -268,6 +269,7 @@ def train(
         try:
             training.resume(state)
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:  # of PyTorch and of ours
+            raise_if_machine_failed(error)
             raise damaged_checkpoint(checkpoint) from error
     else:
         state = training.checkpoint(run, 0, None, training.held_out_loss(kinds), math.nan)
