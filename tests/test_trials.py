@@ -16,6 +16,7 @@ from leanonnx.runtime.trials import (
     MAX_BLIND_ELEMENTS,
     MAX_OUTPUT_ELEMENTS,
     MAX_TENSOR_ELEMENTS,
+    MAX_TENSOR_GROWTH,
     PROBE_SHARE,
     Growth,
     SizeLimits,
@@ -110,7 +111,8 @@ def test_large_outputs_are_observed_at_small_sizes(tmp_path: Path) -> None:
     observed = observe(load(path), {})
     sizes = [math.prod(run.shapes["y"]) for run in (observed, *observed.further_runs)]
     assert len(sizes) > 1
-    assert max(sizes) <= MAX_OUTPUT_ELEMENTS
+    assert sizes[0] <= MAX_OUTPUT_ELEMENTS
+    assert max(sizes) <= MAX_TENSOR_GROWTH * MAX_OUTPUT_ELEMENTS
 
 
 def test_a_long_record_is_left_out_if_a_short_one_was_large() -> None:
@@ -133,5 +135,35 @@ def test_probes_are_small_and_stop_when_enough_have_run(tmp_path: Path) -> None:
         counts.append(element_count(shapes))
         growth.add_run(shapes, [np.array([1])])
     assert len(counts) == 2
-    assert counts[0] * PROBE_SHARE <= element_count(trials[0])
-    assert counts[1] * PROBE_SHARE <= counts[0]
+    assert counts[1] * PROBE_SHARE <= element_count(trials[0])
+    assert counts[0] * PROBE_SHARE <= counts[1]
+
+
+def test_a_small_probe_forbids_a_large_one(tmp_path: Path) -> None:
+    trials = trial_shapes(load(saved(build(ROWS), tmp_path / "m.onnx")), {})
+    growth = Growth()
+    probes = probe_shapes(trials, growth)
+    smaller = next(probes)
+    growth.add_run(smaller, [np.array([MAX_TENSOR_ELEMENTS // 2])])
+    last = next(probes)
+    assert element_count(last) * PROBE_SHARE <= element_count(smaller)
+    growth.add_run(last, [np.array([1])])
+    assert list(probes) == []
+
+
+def test_a_probe_between_them_shows_that_a_large_tensor_does_not_grow(tmp_path: Path) -> None:
+    trials = trial_shapes(load(saved(build(ROWS), tmp_path / "m.onnx")), {})
+    growth = Growth()
+    for shapes in probe_shapes(trials, growth):
+        growth.add_run(shapes, [np.array([MAX_TENSOR_ELEMENTS // 8])])
+    assert len(growth.runs) == 2
+    assert growth.runs[0].count < growth.runs[1].count < PROBE_SHARE * growth.runs[0].count
+    assert growth.permits(trials[0])
+
+
+def test_probes_that_do_not_run_are_followed_by_others(tmp_path: Path) -> None:
+    trials = trial_shapes(load(saved(build(ROWS), tmp_path / "m.onnx")), {})
+    tried = list(probe_shapes(trials, Growth()))
+    assert len(tried) > 2
+    assert all(shapes not in tried[:k] for k, shapes in enumerate(tried))
+    assert max(map(element_count, tried)) * PROBE_SHARE <= element_count(trials[0])

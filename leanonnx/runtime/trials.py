@@ -134,11 +134,26 @@ def element_count(inputs: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def probe_shapes(trials: Sequence[InputShapes], growth: Growth) -> Iterator[InputShapes]:
-    """Yield small trials until enough of them have run to estimate the others; none if the first is small itself."""
+    """Yield small trials until enough of them have run to estimate the others; none if the first is small itself.
+
+    The smaller of two is made first, so that it can forbid the larger one; then one between them, or a smaller one,
+    takes its place.
+    """
+    first = element_count(trials[0])
     small = sorted((shapes for shapes in trials if is_within(shapes, trials[0])), key=element_count, reverse=True)
-    for shapes in small if element_count(trials[0]) > MAX_UNPROBED_ELEMENTS else ():
-        last = min((run.count for run in growth.runs), default=element_count(trials[0]))
-        if len(growth.runs) < PROBE_COUNT and 0 < element_count(shapes) <= last // PROBE_SHARE:
+    small = [shapes for shapes in small if 0 < element_count(shapes) <= first // PROBE_SHARE]
+    if not small or first <= MAX_UNPROBED_ELEMENTS:
+        return
+    pair = [shapes for shapes in small if element_count(shapes) <= element_count(small[0]) // PROBE_SHARE][:1]
+    pair.append(small[0])
+    yield from (shapes for shapes in pair if growth.permits(shapes))
+    others = [shapes for shapes in small if shapes not in pair]
+    for shapes in reversed(others):
+        if len(growth.runs) == 1 and element_count(shapes) > growth.runs[0].count and growth.permits(shapes):
+            yield shapes
+    for shapes in others:
+        last = min((run.count for run in growth.runs), default=first)
+        if len(growth.runs) < PROBE_COUNT and element_count(shapes) <= last // PROBE_SHARE:
             yield shapes
 
 
