@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from leanonnx.commands.compress.pipeline import compress_file
 from leanonnx.errors import ProofFailed
+from leanonnx.proof import sides
+from leanonnx.proof.sides import RunTensors
 from leanonnx.rules.pointwise import unary
 from leanonnx.rules.table import DEFAULT_RULES, Rules
+from leanonnx.runtime.sessions import Feed
 from leanonnx.selection.metrics import Budget
-from tests.helpers import Options, build, saved
+from tests.helpers import CNN, Options, build, saved
 from tests.test_vacuous_proofs import WRONG
 
 NETWORK = """
@@ -91,4 +99,19 @@ def test_noise_within_a_subgraph_is_reported(tmp_path: Path) -> None:
         compress_file(source, tmp_path / "out.onnx", Options(Budget("kernels", 0.5)), rules=WRONG)
     assert "RandomNormalLike 'NOISE' within If 'BRANCH'" in str(caught.value)
     assert "a rule is wrong" not in str(caught.value)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_outputs_that_differ_without_random_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with custom operators, or where onnxruntime reads memory that nothing wrote: no random operator is blamed."""
+    opened, runs = sides.open_side, itertools.count()
+
+    @contextmanager
+    def restless(*arguments: Any) -> Iterator[Callable[[Feed], RunTensors]]:
+        with opened(*arguments) as once:
+            yield lambda feed: [value + np.float32(next(runs)) for value in once(feed)]
+
+    monkeypatch.setattr(sides, "open_side", restless)
+    with pytest.raises(ProofFailed, match="differ from one run to the next on the same inputs, and cannot be compared"):
+        compress_file(saved(build(CNN), tmp_path / "in.onnx"), tmp_path / "out.onnx", Options(Budget("kernels", 0.5)))
     assert not (tmp_path / "out.onnx").exists()

@@ -41,6 +41,8 @@ MANY_NODES = 2500
 """Number of nodes up to which onnxruntime optimises the compared graphs; its time is quadratic in that number."""
 UNKNOWN_CHANNELS = ComparedChannels()
 PASSED, FAILED, VACUOUS, RANDOM = "passed", "failed", "vacuous", "random"
+RESTLESS = "its outputs differ from one run to the next"
+"""Reason of a random proof without any operator that draws numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class Proof:
 
     Attributes:
         status: ``passed``, ``failed``; ``vacuous``: an output was uninformative on all inputs; ``random``: the network
-            draws random numbers that cannot be fixed.
+            draws random numbers that cannot be fixed, or differs from itself.
         max_relative_error: the largest error.
         bound: the widest limit that was applied.
         inputs: number of inputs.
@@ -198,9 +200,7 @@ class _Prover:
         for table in tables:
             outputs[table.name] = max(outputs.get(table.name, 0.0), table.largest_error)
             widest = max([widest, *table.limits[table.limits > widest].tolist()])
-        reason = self.draws.reason or (
-            "its outputs differ from one run to the next" if findings.nondeterministic else ""
-        )
+        reason = self.draws.reason or (RESTLESS if findings.nondeterministic else "")
         status = FAILED if self._has_failed else VACUOUS if silent else PASSED
         status = RANDOM if status != PASSED and reason else status
         sizes = len({sizes_of(feed) for feed in findings.feeds})

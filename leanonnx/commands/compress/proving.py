@@ -23,7 +23,7 @@ from leanonnx.graph.storage import write_model
 from leanonnx.inputs.random import INPUT_KINDS, class_number_inputs, random_inputs, sized_inputs
 from leanonnx.numeric.channel_ids import Mask
 from leanonnx.proof.compare import ComparedChannels
-from leanonnx.proof.proof import RANDOM, VACUOUS, Proof, compare_with_reference
+from leanonnx.proof.proof import RANDOM, RESTLESS, VACUOUS, Proof, compare_with_reference
 from leanonnx.proof.runtimes import ALIKE, RuntimeComparison, compare_runtimes
 from leanonnx.runtime.sessions import Feed, RunFailed
 from leanonnx.spelling import option
@@ -214,6 +214,11 @@ def _objection(proof: Proof, reference: str) -> str:
         return (
             f"no output of the model can be compared on the inputs tried (outputs: {outputs}; inputs: {kinds})"
             f"; nothing written; give real inputs with {option('calib')}"
+        )
+    if proof.status == RANDOM and proof.reason == RESTLESS:
+        return (
+            "the outputs of the model differ from one run to the next on the same inputs, and cannot be compared; "
+            "nothing written; try another version of onnxruntime, or export the model without what makes them differ"
         )
     if proof.status == RANDOM:
         return (
