@@ -4,8 +4,9 @@
 
 Each target runs in a process of its own, which needs atheris (``pip install atheris``; ``--python``: an interpreter
 that has it).  Inputs that reach new code are kept under FOLDER/TARGET; the next run goes on from them.  A finding is
-an exception that is not a ``LeanOnnxError``, more memory than allowed or a run that hangs: its input is stored under
-FOLDER/TARGET-findings, one for each place in the code.  The exit code is 1 where there are findings.
+an exception that is neither a ``LeanOnnxError`` nor a ``MemoryError``, more memory than allowed or a run that hangs:
+its input is stored under FOLDER/TARGET-findings, one for each place in the code.  The exit code is 1 where there are
+findings.
 """
 
 from __future__ import annotations

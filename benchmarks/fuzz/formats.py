@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from numpy.lib import format as npy
 
 from tests.corruption import mutate
 
@@ -28,7 +29,6 @@ VALUES = (
     *(b'""', b'"x"', b'"1e999"', b'"nan"', rb'"\ud800"', rb'"\u0000"', b'"../x"', b"[]", b"{}", b"[[]]", b'[1, "x"]'),
 )
 """Values of JSON and TOML that readers seldom expect."""
-ARRAY_SIGNATURE = b"\x93NUMPY"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_ENTRY_BYTES = 1 << 16
 """Largest entry of an archive that is unpacked, in bytes."""
@@ -65,9 +65,9 @@ def _changed_once(content: bytes, rng: np.random.Generator) -> bytes:
 def changed_array(content: bytes, rng: np.random.Generator, change: BytesChange) -> bytes:
     """Change the header of an ``.npy`` array, whose length is right afterwards, or the bytes of the array."""
     size = 2 if content[6:7] == b"\x01" else 4
-    begin = len(ARRAY_SIGNATURE) + 2 + size
+    begin = len(npy.MAGIC_PREFIX) + 2 + size
     end = begin + int.from_bytes(content[begin - size : begin], "little")
-    if not content.startswith(ARRAY_SIGNATURE) or end > len(content):
+    if not content.startswith(npy.MAGIC_PREFIX) or end > len(content):
         raise ValueError("no array")
     if rng.random() < 0.3:
         return content[:end] + change(content[end:])
@@ -84,7 +84,7 @@ def changed_archive(content: bytes, rng: np.random.Generator, change: BytesChang
     name, inside, method = entries[place]
     form = rng.random()
     if form < 0.8:
-        is_array = inside.startswith(ARRAY_SIGNATURE) and rng.random() < 0.5
+        is_array = inside.startswith(npy.MAGIC_PREFIX) and rng.random() < 0.5
         entries[place] = (name, changed_array(inside, rng, change) if is_array else change(inside), method)
     elif form < 0.85:
         del entries[place]

@@ -68,7 +68,8 @@ class Target:
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
+def empty_folder() -> Iterator[Path]:
+    """A folder that is removed afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
@@ -92,7 +93,7 @@ def _plan() -> Target:
     seeds: list[bytes] = []
     every: list[dict[str, Any]] = [{"keep": 0.5}, {"keep": 0.5, "calib": {"x": CALIBRATION}}, {"exact": True}]
     for settings in every:
-        with _folder() as folder:
+        with empty_folder() as folder:
             source = _written(folder, MODEL, CNN_BYTES)
             compress(source, folder / "out.onnx", align=1, plan_out=folder / "plan.json", **settings)
             seeds.append((folder / "plan.json").read_bytes())
@@ -105,7 +106,7 @@ def _plan() -> Target:
 
 
 def _plan_weights() -> Target:
-    with _folder() as folder:
+    with empty_folder() as folder:
         source, plan, weights = _written(folder, MODEL, CNN_BYTES), folder / "plan.json", folder / "weights.npz"
         given: dict[str, Any] = {"calib": {"x": CALIBRATION}, "plan_out": plan, "plan_weights": weights}
         compress(source, folder / "out.onnx", keep=0.5, align=1, **given)
@@ -122,7 +123,7 @@ def _plan_weights() -> Target:
 
 
 def _journal() -> Target:
-    with _folder() as folder:
+    with empty_folder() as folder:
         sweep(_written(folder, MODEL, CNN_BYTES), folder / "out", keep=[0.6, 0.4], align=1)
         content = (folder / "out" / JOURNAL).read_bytes()
         header = from_json(HeaderRow, Journal(folder / "out").header)
@@ -141,7 +142,7 @@ def _journal() -> Target:
 
 def _observed() -> tuple[Model, Mapping[str, tuple[int, ...]]]:
     """The model that takes samples, and the shapes of its tensors."""
-    with _folder() as folder:
+    with empty_folder() as folder:
         model = load(_written(folder, MODEL, CNN_BYTES))
     return model, build_channel_dag(model, observe(model, {})).shapes
 
@@ -238,7 +239,7 @@ def _checkpoint() -> Target:
 
     from leanonnx.commands.finetune.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
-    with _folder() as folder:
+    with empty_folder() as folder:
         weights, best = [torch.ones(3), torch.ones(2, 2)], [torch.zeros(3), torch.zeros(2, 2)]
         state = Checkpoint("run", 1, weights, best, 0.5, 1, [(0.5, 0.5)], 1.0, {"state": {}}, {}, 1.0)
         write_checkpoint(state, folder / "run.pt")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ with atheris.instrument_imports(include=list(INSTRUMENTED)):
     import numpy as np
 
     from benchmarks.fuzz.formats import Change
-    from benchmarks.fuzz.targets import TARGETS
+    from benchmarks.fuzz.targets import TARGETS, empty_folder
     from leanonnx.errors import LeanOnnxError
 
 
@@ -40,9 +39,9 @@ def guarded(read: Callable[[bytes, Path], None], findings: Path) -> Callable[[by
     seen = {path.name.rpartition("-")[0] for path in findings.iterdir()}
 
     def one_input(content: bytes) -> None:
-        with tempfile.TemporaryDirectory() as folder:
+        with empty_folder() as folder:
             try:
-                read(content, Path(folder))
+                read(content, folder)
             except (LeanOnnxError, MemoryError):  # the command line tells both
                 return
             except Exception as error:  # noqa: BLE001  # whatever it is, it is a finding
@@ -82,8 +81,8 @@ def fuzz(name: str, folder: Path, options: list[str]) -> None:
         read = guarded(target.read, folder / f"{name}-findings")
         for seed, content in enumerate(target.seeds):
             (folder / name / f"seed-{seed}").write_bytes(content)
-            with tempfile.TemporaryDirectory() as empty:
-                target.read(content, Path(empty))  # a seed that is refused would reach nothing
+            with empty_folder() as empty:
+                target.read(content, empty)  # a seed that is refused would reach nothing
     atheris.Setup([name, *options, str(folder / name)], read, custom_mutator=changing(target.change))
     atheris.Fuzz()
 

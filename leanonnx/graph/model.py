@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 from onnx.inliner import inline_local_functions
@@ -42,7 +43,7 @@ SYSTEM_ERROR = re.compile(r"(?:system error number|errcode =) (\d+)")
 MACHINE_ERRORS = {errno.EIO, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EMFILE, errno.ENFILE}
 """Numbers of errors that no model is to blame for."""
 MAGIC_BYTES = 8
-ARRAY_MAGIC, PICKLE_MAGIC, HDF5_MAGIC, TFLITE_MAGIC = b"\x93NUMPY", b"\x80\x02", b"\x89HDF", b"TFL3"
+PICKLE_MAGIC, HDF5_MAGIC, TFLITE_MAGIC = b"\x80\x02", b"\x89HDF", b"TFL3"
 """Beginnings of files of other formats; that of TensorFlow Lite stands behind four bytes."""
 UNREADABLE_TEXTS = ("Unable to open", "Protobuf parsing failed")
 """Parts of the messages of onnx and onnxruntime on a file that cannot be read, or is read in part."""
@@ -254,7 +255,7 @@ def _check_known_formats(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(MAGIC_BYTES)
     names = _names_in_zip(path)
-    if start.startswith(ARRAY_MAGIC) or any(name.endswith(".npy") for name in names):
+    if start.startswith(npy.MAGIC_PREFIX) or any(name.endswith(".npy") for name in names):
         raise ModelError(
             f"{path}: arrays, not a model; give the .onnx file here, and the arrays with "
             f"{option_list('calib', 'data', last='or')}"

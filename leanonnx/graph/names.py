@@ -9,7 +9,7 @@ import onnx
 
 from leanonnx.errors import ModelError
 from leanonnx.graph.formats import graphs
-from leanonnx.graph.nodes import STANDARD_DOMAINS
+from leanonnx.graph.nodes import standard_name
 
 REMARKS = {"doc_string", "producer_name", "producer_version", "metadata_props"}
 """Fields of ONNX that nothing but people reads."""
@@ -48,7 +48,7 @@ def check_missing_names(proto: onnx.ModelProto, path: Path) -> None:
     """
     variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
     for node in (node for graph in graphs(proto.graph) for node in graph.node if "" in (*node.input, *node.output)):
-        if node.domain not in STANDARD_DOMAINS or not onnx.defs.has(node.op_type):
+        if not onnx.defs.has(standard_name(node)):
             continue
         schema = onnx.defs.get_schema(node.op_type)
         for side, names, slots in (("input", node.input, schema.inputs), ("output", node.output, schema.outputs)):
