@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from typer.models import ArgumentInfo, OptionInfo
 
-from leanonnx.cli.main import app
+from leanonnx.cli.group import VERBS
 
 KINDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 """What stands for a value of a type where a parameter names none."""
@@ -51,8 +51,7 @@ class Verb:
 
 def verbs() -> list[Verb]:
     """All verbs, in the order of ``leanonnx --help``."""
-    calls = [(info.name, info.callback) for info in app.registered_commands]
-    return [verb(name or call.__name__.replace("_", "-"), call) for name, call in calls if call]
+    return [verb(name, each.function(name)) for name, each in VERBS.items()]
 
 
 def verb(name: str, call: Callable[..., Any]) -> Verb:

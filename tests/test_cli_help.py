@@ -117,7 +117,24 @@ def test_a_process_that_measures_imports_no_analysis() -> None:
     assert [name for name in loaded if name.startswith(("leanonnx.analysis", "leanonnx.commands", "scipy"))] == []
 
 
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_help_and_versions_import_no_verb(word: str) -> None:
+    """Who asks for them does not wait for what carries out the verbs."""
+    script = (
+        "import sys; from leanonnx.cli.main import app\n"
+        "app(sys.argv[1:], standalone_mode=False); print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, word], capture_output=True, text=True, check=True)
+    loaded = done.stderr.split()
+    assert "leanonnx.cli.group" in loaded and done.stdout
+    heavy = ("leanonnx.analysis", "leanonnx.commands", "leanonnx.cli.compress", "scipy")
+    assert [name for name in loaded if name.startswith(heavy)] == []
+
+
 def test_import_needs_no_torch() -> None:
-    script = "import sys; sys.modules['torch'] = None; import leanonnx, leanonnx.cli.main; print(leanonnx.__version__)"
+    script = (
+        "import sys; sys.modules['torch'] = None; import leanonnx; from leanonnx.cli.group import Commands\n"
+        "assert len(dict(Commands())) > 1; print(leanonnx.__version__)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, leanonnx.__version__), done.stderr

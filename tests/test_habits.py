@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from unittest.mock import create_autospec
 
@@ -13,7 +15,8 @@ import typer.main
 import leanonnx
 from leanonnx.api.verbs import compress
 from leanonnx.cli import options
-from leanonnx.cli.habits import GROUPED_FROM, NEEDLESS, OTHER_NAMES, PANEL_OF
+from leanonnx.cli.group import NEEDLESS, OTHER_NAMES, command_of
+from leanonnx.cli.habits import GROUPED_FROM, PANEL_OF
 from leanonnx.cli.main import app
 from leanonnx.commands.check.gates import read_limit
 from leanonnx.errors import OptionError
@@ -43,6 +46,25 @@ def configured(folder: Path, text: str, name: str = "leanonnx.toml") -> str:
 def test_the_package_runs_as_a_module() -> None:
     done = cli("--version", command=[sys.executable, "-m", "leanonnx"])
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"leanonnx {leanonnx.__version__}")
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "leanonnx: interrupted; nothing was written"),
+        (MemoryError(), 2, "leanonnx: not enough memory"),
+        (OSError(errno.EIO, "Input/output error", "inspect.py"), 2, "leanonnx: inspect.py: Input/output error; check"),
+    ],
+    ids=("interrupted", "memory", "disk"),
+)
+def test_a_verb_that_cannot_be_imported(
+    failure: BaseException, code: int, says: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command_of.cache_clear()
+    monkeypatch.setattr("leanonnx.cli.group.import_module", create_autospec(import_module, side_effect=failure))
+    done = called("inspect", "m.onnx", cwd=folder)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(says)
 
 
 def test_short_options() -> None:

@@ -18,6 +18,7 @@ pytest.importorskip("resource", reason="signals of processes as Unix has them")
 DEADLY = """
 import json, os, signal, sys
 from pathlib import Path
+import leanonnx.cli.compress
 from leanonnx.cli.main import main
 
 most, *sys.argv[1:] = sys.argv[1:]

@@ -229,7 +229,17 @@ def test_no_block_of_ten_lines_stands_twice() -> None:
     assert [found for found in places.values() if len(found) > 1] == []
 
 
-BASES = {"Enum", "Exception", "Flag", "NamedTuple", "Pass", "Protocol", "TyperGroup", "torch.nn.Module"}
+BASES = {
+    "Enum",
+    "Exception",
+    "Flag",
+    "Mapping[str, Any]",
+    "NamedTuple",
+    "Pass",
+    "Protocol",
+    "TyperGroup",
+    "torch.nn.Module",
+}
 """Classes of others that ours may extend."""
 
 

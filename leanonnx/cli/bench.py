@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from leanonnx.cli.options import (
-    AsJson,
     Batches,
     Library,
     Quiet,
@@ -18,7 +17,7 @@ from leanonnx.cli.options import (
     numbers,
     parse_shapes,
 )
-from leanonnx.cli.terminal import exit_codes, progress, show, show_json
+from leanonnx.cli.terminal import AsJson, exit_codes, progress, show, show_json
 from leanonnx.commands.bench.benchmark import BenchRequest
 from leanonnx.commands.bench.benchmark import run_bench as measure
 from leanonnx.commands.bench.report import bench_report

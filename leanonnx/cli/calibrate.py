@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from leanonnx.cli.options import AsJson, Quiet, targets_file
-from leanonnx.cli.terminal import exit_codes, progress, show, show_json
+from leanonnx.cli.options import Quiet, targets_file
+from leanonnx.cli.terminal import AsJson, exit_codes, progress, show, show_json
 from leanonnx.commands.calibrate import calibrate
 from leanonnx.commands.calibrate.report import calibration_report
 from leanonnx.commands.calibrate.tables import calibration_tables

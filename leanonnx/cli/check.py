@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from leanonnx.cli.options import (
-    AsJson,
     Batches,
     Layout,
     Library,
@@ -29,7 +28,7 @@ from leanonnx.cli.options import (
     numbers,
     parse_shapes,
 )
-from leanonnx.cli.terminal import exit_codes, progress, show, show_json
+from leanonnx.cli.terminal import AsJson, exit_codes, progress, show, show_json
 from leanonnx.commands.bench import benchmark
 from leanonnx.commands.check.check import CheckRequest
 from leanonnx.commands.check.check import run_check as compare

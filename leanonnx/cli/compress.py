@@ -11,9 +11,9 @@ from rich.console import RenderableType
 
 from leanonnx.cli.budgets import limit_option, with_budgets
 from leanonnx.cli.choices import Choices, with_choices
-from leanonnx.cli.options import AsJson, PlanOut, Quiet, ReportOut, RulesFile, Verbose, rules_from
+from leanonnx.cli.options import PlanOut, Quiet, ReportOut, RulesFile, Verbose, rules_from
 from leanonnx.cli.several import matching_models, report_each, result_places
-from leanonnx.cli.terminal import command_line, exit_codes, progress
+from leanonnx.cli.terminal import AsJson, command_line, exit_codes, progress
 from leanonnx.commands.compress import pipeline
 from leanonnx.commands.compress.options import asked_budget
 from leanonnx.commands.compress.pipeline import Page

@@ -10,7 +10,6 @@ import typer
 from leanonnx.api.training import finetune
 from leanonnx.cli.budgets import step_option, with_budgets
 from leanonnx.cli.options import (
-    AsJson,
     Layout,
     Library,
     Mean,
@@ -23,7 +22,7 @@ from leanonnx.cli.options import (
     image_format,
     parse_shapes,
 )
-from leanonnx.cli.terminal import exit_codes, progress, show, show_json
+from leanonnx.cli.terminal import AsJson, exit_codes, progress, show, show_json
 from leanonnx.commands.finetune.strategies import DEFAULT_LOSS_SHARE, Pairing, Strategy
 from leanonnx.data.images import IMAGE_OPTIONS
 from leanonnx.ranking.criteria import Chains, Method

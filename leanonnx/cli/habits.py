@@ -1,4 +1,4 @@
-"""Habits of the command line that all verbs share: options in groups, options from a file, plain errors."""
+"""Habits that all verbs share: options in groups, options from a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from inspect import Parameter, signature
 from typing import Annotated, Any, get_args
 
 import typer
-from typer.core import TyperGroup
 from typer.models import OptionInfo
 
 from leanonnx.cli.config import ConfigFile
@@ -36,78 +35,6 @@ GROUPED_FROM = 12
 PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names.split()}
 RIVALS = ("keep", "macs", "params", "latency", "bytes", "plan", "exact")
 """Options of which one on the command line takes the place of any other in the file."""
-
-UsageError: Any = typer.BadParameter.__base__
-"""The error of typer's parser about a command line, which typer does not export."""
-PLAIN = {
-    "Value error, ": "",
-    "Input should be a valid number, unable to parse string as a number": "expected a number, for example 0.5",
-    "Input should be a valid integer, unable to parse string as an integer": "expected a whole number, for example 8",
-}
-"""Words of the option parser, and ours for them."""
-
-OTHER_NAMES = {
-    "keep": "amount budget keep-ratio prune-ratio pruning-ratio ratio sparsity target-sparsity",
-    "macs": "budget flops ratio pruning-ratio",
-    "params": "budget parameters",
-    "bytes": "budget file-size max-size model-size",
-    "latency": "budget speed speedup time",
-    "calib": "calibration calibration-data calibration-dataset dataset input-data inputs samples",
-    "data": "calib dataset eval-data input-data inputs samples",
-    "int8": "quant quantise quantize quantization",
-    "shape": "input-shape input-shapes overwrite-input-shape test-input-shape",
-    "provider": "ep execution-provider gpu",
-    "max-deviation": "atol rtol tolerance",
-    "min-agreement": "accuracy max-accuracy-drop",
-    "report": "html",
-}
-"""Options, and what other tools call them."""
-NEEDLESS = {
-    "the output is the last argument": ("output", "output-model", "o"),
-    "an output that is there already is replaced": ("force", "overwrite", "f", "y", "yes"),
-}
-"""What makes an option of other tools needless."""
-
-
-class LeanGroup(TyperGroup):
-    """The group of all verbs: their help is drawn in panels, errors stay plain lines."""
-
-    def main(self, *args: Any, **given: Any) -> Any:
-        """Run a verb."""
-        self.rich_markup_mode = None  # of the group alone, which prints the errors; each verb has its own
-        return super().main(*args, **given)
-
-    def resolve_command(self, ctx: Any, args: Any) -> Any:
-        """Find a verb; the error about an unknown one lists those that there are."""
-        try:
-            return super().resolve_command(ctx, args)
-        except UsageError as error:
-            error.message = f"{error.message.rstrip('.')}; the commands are {', '.join(self.list_commands(ctx))}"
-            raise
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run a verb; errors about the type of a value are put in the words of all others."""
-        try:
-            return super().invoke(ctx)
-        except typer.BadParameter as error:
-            for theirs, ours in PLAIN.items():
-                error.message = error.message.replace(theirs, ours)
-            raise
-        except UsageError as error:
-            if hasattr(error, "possibilities"):
-                _name_ours(error)
-            raise
-
-
-def _name_ours(error: Any) -> None:
-    """Put into an error about an unknown option what it is called here."""
-    word = error.option_name.lstrip("-")
-    known = {name for parameter in error.ctx.command.params for name in parameter.opts}
-    ours = [f"--{name}" for name, others in OTHER_NAMES.items() if word in others.split() and f"--{name}" in known]
-    error.possibilities = ours or error.possibilities
-    for reason, words in NEEDLESS.items():
-        if word in words:
-            error.message, error.possibilities = f"{error.message}: {reason}", None
 
 
 def with_habits(verb: Callable[..., None]) -> Callable[..., None]:

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
-from leanonnx.cli.options import AsJson, Library, RulesFile, ShapeOption, parse_shapes, rules_from
+from leanonnx.cli.options import Library, RulesFile, ShapeOption, parse_shapes, rules_from
 from leanonnx.cli.several import matching_models, report_each
-from leanonnx.cli.terminal import exit_codes
+from leanonnx.cli.terminal import AsJson, exit_codes
 from leanonnx.commands.compress import pipeline
 from leanonnx.reporting.inspection import carries_channels, channel_report, network_report
 from leanonnx.reporting.reports import ChannelReport, NetworkReport

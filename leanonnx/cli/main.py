@@ -9,16 +9,8 @@ from typing import Annotated
 
 import typer
 
-from leanonnx.cli.bench import bench_command
-from leanonnx.cli.calibrate import calibrate_device_command
-from leanonnx.cli.check import check_command
-from leanonnx.cli.compress import compress_command
-from leanonnx.cli.finetune import finetune_command
-from leanonnx.cli.habits import LeanGroup, with_habits
-from leanonnx.cli.inspect import inspect_command
-from leanonnx.cli.options import AsJson
-from leanonnx.cli.sweep import sweep_command
-from leanonnx.cli.terminal import claim_stdout, clean_up_when_stopped, exit_codes, show_json, show_text
+from leanonnx.cli.group import LeanGroup
+from leanonnx.cli.terminal import AsJson, claim_stdout, clean_up_when_stopped, exit_codes, show_json, show_text
 from leanonnx.errors import NO_MEMORY, USER_ERROR
 from leanonnx.runtime.versions import installed_versions, versions_text
 
@@ -34,18 +26,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-VERBS = (
-    ("compress", compress_command, "Prune a model to a budget or a tolerance, and prove the result."),
-    ("inspect", inspect_command, "Show layers, pins with their reasons, and costs."),
-    ("sweep", sweep_command, "Compress models to several budgets: the trade-off curve."),
-    ("bench", bench_command, "Time a model, or two in turns."),
-    ("check", check_command, "Compare a model with its baseline by gates, for CI."),
-    ("calibrate-device", calibrate_device_command, "Measure this machine, and store it as a target."),
-    ("finetune", finetune_command, "Train the weights of a compressed model."),
-)
-"""Name, function and short help of each verb, in the order of the help."""
-for _name, _verb, _summary in VERBS:
-    app.command(_name, short_help=_summary)(with_habits(_verb))
 
 
 @app.callback(invoke_without_command=True)

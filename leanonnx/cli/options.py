@@ -70,7 +70,6 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List all layers 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")]
 FULL_SCALE = 255.0
 """Default of --scale."""
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:

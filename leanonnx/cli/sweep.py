@@ -10,8 +10,8 @@ import typer
 from leanonnx.checks import exactly_one
 from leanonnx.cli.budgets import fractions_option, with_budgets
 from leanonnx.cli.choices import Choices, with_choices
-from leanonnx.cli.options import AsJson, Quiet, RulesFile, fractions
-from leanonnx.cli.terminal import exit_codes, progress, show, show_json
+from leanonnx.cli.options import Quiet, RulesFile, fractions
+from leanonnx.cli.terminal import AsJson, exit_codes, progress, show, show_json
 from leanonnx.commands.sweep.driver import run_sweep as run
 from leanonnx.commands.sweep.extras import maker, plotter
 from leanonnx.commands.sweep.request import SweepRequest

@@ -16,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from typing import TextIO
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console, RenderableType
@@ -36,6 +36,7 @@ QUIET_SECONDS, LINE_SECONDS, TICK_SECONDS = 10.0, 30.0, 1.0
 INTERRUPTED = 130
 """Exit code of shells after SIGINT, 128 + 2."""
 TERMINATED = 143
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def claim_stdout() -> None:

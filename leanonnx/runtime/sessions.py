@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -45,6 +46,7 @@ _CAPPED = threading.Event()
 """Set once the memory of this process is capped; it stays capped until the process ends."""
 
 
+@cache
 def claim_process() -> None:
     """Silence onnxruntime in this process, and cap the memory of its CPU sessions.
 
@@ -53,7 +55,7 @@ def claim_process() -> None:
     """
     ort.set_default_logger_severity(QUIET)
     return_large_blocks()
-    if not _CAPPED.is_set() and _cap_memory():
+    if _cap_memory():
         _CAPPED.set()
 
 

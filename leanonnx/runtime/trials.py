@@ -183,11 +183,11 @@ def trial_shapes(model: Model, given: Mapping[str, tuple[int, ...]]) -> list[Inp
         ModelError: all are too large to be run.
     """
     trials: list[InputShapes] = []
+    declared = {value.name: declared_sizes(value) for value in model.inputs}
     for lead, size in [*((1, s) for s in TRIAL_SIZES), *((n, 1) for n in TRIAL_LENGTHS)]:
         for other, channels in itertools.product((size, 1), TRIAL_CHANNELS):
-            sizes = [size] + [other] * len(model.inputs)
-            pairs = zip(model.inputs, sizes, strict=False)
-            shapes = {v.name: given.get(v.name) or _fill_shape(v, lead, s, channels) for v, s in pairs}
+            pairs = zip(declared.items(), [size, *[other] * len(declared)], strict=False)
+            shapes = {name: given.get(name) or _fill_shape(dims, lead, s, channels) for (name, dims), s in pairs}
             if shapes not in trials:
                 trials.append(shapes)
     least = min(map(element_count, trials))
@@ -205,8 +205,7 @@ def declared_sizes(value: onnx.ValueInfoProto) -> DeclaredSizes:
     return [d.dim_value if d.HasField("dim_value") else d.dim_param or UNNAMED_AXIS for d in dims]
 
 
-def _fill_shape(value: onnx.ValueInfoProto, lead: int, size: int, channels: int) -> tuple[int, ...]:
+def _fill_shape(dims: DeclaredSizes, lead: int, size: int, channels: int) -> tuple[int, ...]:
     """Fill free axes: the first with ``lead``, the second of an image with ``channels``, others with ``size``."""
-    dims = declared_sizes(value)
     free = [lead, channels if len(dims) == IMAGE_INPUT_RANK else size, *[size] * len(dims)]
     return tuple(d if isinstance(d, int) else free[axis] for axis, d in enumerate(dims))

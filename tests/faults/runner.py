@@ -37,6 +37,9 @@ def warm_up() -> None:
     import leanonnx.cli.main
     import leanonnx.commands.calibrate.calibrate
     import leanonnx.page.page  # noqa: F401
+    from leanonnx.cli.group import Commands
+
+    dict(Commands())
 
 
 def folder_hashes(folder: Path) -> dict[str, str | None]:
