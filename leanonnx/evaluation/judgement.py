@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from scipy.special import betainc, betaincinv
+import scipy
 
 from leanonnx.evaluation.deviation import Fidelity
 from leanonnx.evaluation.tally import Deviation
@@ -110,10 +110,10 @@ def _kind(numbers: Judgement) -> JudgementKind:
 def upper_bound(share: float, samples: int) -> float:
     """Upper bound of a probability from the share of samples (1 − ``DOUBT``, one-sided, Clopper and Pearson 1934)."""
     count = share * samples
-    return 1.0 if share >= 1 else float(betaincinv(count + 1, samples - count, 1 - DOUBT))
+    return 1.0 if share >= 1 else float(scipy.special.betaincinv(count + 1, samples - count, 1 - DOUBT))
 
 
 def share_by_chance(share: float, samples: int, probability: float) -> float:
     """Probability that at least this share of the samples agrees if each does with ``probability``."""
     count = share * samples
-    return 1.0 if count <= 0 else float(betainc(count, samples - count + 1, probability))
+    return 1.0 if count <= 0 else float(scipy.special.betainc(count, samples - count + 1, probability))

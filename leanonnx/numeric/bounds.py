@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.special import betaincinv, stdtrit
+import scipy
 
 from leanonnx.numeric.arrays import Floats
 
@@ -41,7 +41,7 @@ def share_interval(shares: Floats, weights: Floats, doubt: float) -> tuple[float
 
 
 def _success_lower_bound(successes: int, count: int, doubt: float) -> float:
-    return float(betaincinv(successes, count - successes + 1, doubt)) if successes else 0.0
+    return float(scipy.special.betaincinv(successes, count - successes + 1, doubt)) if successes else 0.0
 
 
 def least_samples(share: float, doubt: float) -> int:
@@ -77,7 +77,7 @@ def _ratio_bounds(parts: Floats, wholes: Floats, levels: tuple[float, ...]) -> l
         skewness = np.where(square > 0, np.mean(residual**3, 0) / np.where(square > 0, square, 1.0) ** 1.5, 0.0)
         error = np.sqrt(square / (count - 1))
         allowance = SKEWNESS_ALLOWANCE * np.maximum(skewness, 0.0) / math.sqrt(count)
-        quantiles = [_corrected_quantile(float(stdtrit(count - 1, level)), allowance) for level in levels]
+        quantiles = [_corrected_quantile(float(scipy.special.stdtrit(count - 1, level)), allowance) for level in levels]
         bounds = [np.where(error > 0, ratio - error * quantile, ratio) for quantile in quantiles]
     return [np.where(np.isfinite(parts).all(0), bound, np.inf) for bound in bounds]
 

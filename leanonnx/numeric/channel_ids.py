@@ -11,9 +11,8 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 ChannelIds = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -110,8 +109,8 @@ def tied_groups(count: int, ties: Iterable[tuple[ChannelIds, ChannelIds]]) -> ND
         return np.arange(count, dtype=np.int64)
     a = np.concatenate([np.asarray(x).reshape(-1) for x, _ in pairs])
     b = np.concatenate([np.asarray(y).reshape(-1) for _, y in pairs])
-    graph = coo_array((np.ones(a.size, np.int8), (a, b)), shape=(count, count))
-    component = connected_components(graph, directed=False)[1]
+    graph = scipy.sparse.coo_array((np.ones(a.size, np.int8), (a, b)), shape=(count, count))
+    component = scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
     _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
     rank = np.empty_like(first)
     rank[np.argsort(first)] = np.arange(first.size)

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg.blas import dgemm, sgemm
-from scipy.linalg.lapack import dpotrf, dpotri, dpotrs, spotrf, spotri, spotrs
+import scipy
 
 from leanonnx.numeric.arrays import Array, Floats, Ints
 from leanonnx.numeric.regression import EQUAL_ERRORS
@@ -89,8 +88,8 @@ def _deviations(covariance: Array) -> Floats:
 def _inverse(correlation: Array, ridge: float) -> Array:
     """(R + λI)⁻¹ of a correlation matrix; of a wide one, with a strong ridge, in single precision."""
     lower, failed = _factor(correlation, ridge)
-    solve = spotri if lower.dtype == np.float32 else dpotri
-    inverse, singular = solve(lower, lower=1, overwrite_c=1) if not failed else (lower, failed)
+    invert = scipy.linalg.get_lapack_funcs("potri", (lower,))
+    inverse, singular = invert(lower, lower=1, overwrite_c=1) if not failed else (lower, failed)
     if failed or singular:
         return _pseudo_inverse(correlation, ridge)
     whole = inverse + inverse.T
@@ -104,7 +103,8 @@ def _factor(correlation: Array, ridge: float) -> tuple[Any, int]:
     single = size >= SINGLE_PRECISION_WIDTH and ridge >= SINGLE_PRECISION_RIDGE
     matrix: Any = np.array(correlation, np.float32 if single else np.float64, order="F")
     matrix[np.diag_indices(size)] += ridge
-    lower, failed = (spotrf if single else dpotrf)(matrix, lower=1, overwrite_a=1)
+    factorise = scipy.linalg.get_lapack_funcs("potrf", (matrix,))
+    lower, failed = factorise(matrix, lower=1, overwrite_a=1)
     return lower, int(failed)
 
 
@@ -118,7 +118,7 @@ def _inverse_columns(correlation: Array, ridge: float, chosen: Ints) -> Array:
     if not failed:
         unit = np.zeros((len(correlation), chosen.size), lower.dtype, order="F")
         unit[chosen, np.arange(chosen.size)] = 1
-        solve = spotrs if lower.dtype == np.float32 else dpotrs
+        solve = scipy.linalg.get_lapack_funcs("potrs", (lower,))
         columns, failed = solve(lower, unit, lower=1, overwrite_b=1)
     return _pseudo_inverse(correlation, ridge)[:, chosen] if failed else np.asarray(columns)
 
@@ -216,7 +216,7 @@ class _Elimination:
         taken[:, gone] = 0
         m = half[gone] + half[:, gone].T
         cross = m + m[:, gone] @ taken / 2
-        add_product = sgemm if p.dtype == np.float32 else dgemm
+        add_product = scipy.linalg.get_blas_funcs("gemm", (p,))
         self.half = half = add_product(1.0, taken, cross, 1.0, half, trans_a=1, overwrite_c=1)
         self.precision = p = add_product(1.0, columns, taken, 1.0, p, overwrite_c=1)
         self.left[gone] = False

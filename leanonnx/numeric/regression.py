@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.linalg.lapack import dpotrf, dpotrs
 
 from leanonnx.numeric.arrays import Array, Floats
 from leanonnx.numeric.products import matrix_product
@@ -238,10 +238,10 @@ class _PositiveSystem:
             block = np.triu(rows[:, part], 1)
             rows[:, part] = block + block.T
         self.matrix[np.diag_indices(len(self.matrix))] = self.diagonal + ridge
-        factor, failed = dpotrf(self.matrix, lower=1, clean=0, overwrite_a=1)
+        factor, failed = scipy.linalg.lapack.dpotrf(self.matrix, lower=1, clean=0, overwrite_a=1)
         if failed:
             return np.full(right.shape, np.nan)
-        return np.asarray(dpotrs(factor, right, lower=1)[0])
+        return np.asarray(scipy.linalg.lapack.dpotrs(factor, right, lower=1)[0])
 
 
 class SampleRows:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+import scipy
 
 from leanonnx.analysis.dag import ChannelDag
 from leanonnx.analysis.teacher import RecoveryTeacher, producers_of_one_kind, unlike_tensors
@@ -149,7 +149,7 @@ def _similar_rows(own: Floats, wide: Floats) -> Ints | None:
     cosines = _unit_rows(own) @ _unit_rows(wide).T
     if len(own) > len(wide):
         return None
-    _, rows = linear_sum_assignment(-cosines)
+    _, rows = scipy.optimize.linear_sum_assignment(-cosines)
     similar = cosines[np.arange(len(own)), rows].mean() >= MIN_ALIKENESS
     return np.asarray(rows, np.int64) if similar else None
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+import scipy
 
 from leanonnx.analysis.branches import Branch
 from leanonnx.analysis.dag import ChannelDag
@@ -160,8 +160,8 @@ def _ridge_regression(inputs: Floats, products: Floats, ridge: float) -> Floats:
     diagonal = np.diag(inputs)
     loaded = inputs + np.diag(ridge * np.maximum(diagonal, MIN_RIDGE_SHARE * float(diagonal.mean()) + SMALLEST_DIVISOR))
     try:
-        return np.asarray(cho_solve(cho_factor(loaded), products))
-    except LinAlgError:
+        return np.asarray(scipy.linalg.cho_solve(scipy.linalg.cho_factor(loaded), products))
+    except scipy.linalg.LinAlgError:
         return np.zeros(products.shape)
 
 

@@ -32,7 +32,9 @@ ENDS = {
 def warm_up() -> None:
     """Import all that a run would."""
     import rich.console  # noqa: F401
-    import scipy.optimize  # noqa: F401
+    import scipy.optimize
+    import scipy.sparse
+    import scipy.special  # noqa: F401
 
     import leanonnx.cli.main
     import leanonnx.commands.calibrate.calibrate
