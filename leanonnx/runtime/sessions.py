@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import threading
+from _thread import start_new_thread
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -228,7 +229,7 @@ def session_runner(session: Session) -> Iterator[Callable[[Feed], list[Array]]]:
         finally:
             current = 0
 
-    threading.Thread(target=watch, daemon=True).start()
+    start_new_thread(watch, ())  # Thread.start would wait until it runs, often longer than a short run takes
     try:
         yield run_once
     finally:
