@@ -10,12 +10,13 @@ from pathlib import Path
 from unittest.mock import create_autospec
 
 import pytest
+import typer.core
 import typer.main
 
 import leanonnx
 from leanonnx.api.verbs import compress
 from leanonnx.cli import options
-from leanonnx.cli.group import NEEDLESS, OTHER_NAMES, command_of
+from leanonnx.cli.group import NEEDLESS, OTHER_NAMES, LeanGroup, UsageError, command_of
 from leanonnx.cli.habits import GROUPED_FROM, PANEL_OF
 from leanonnx.cli.main import app
 from leanonnx.commands.check.gates import read_limit
@@ -89,6 +90,16 @@ def test_short_options() -> None:
 def test_options_of_other_tools(words: tuple[str, ...], says: str, folder: Path) -> None:
     done = called(*COMPRESS, *words, cwd=folder)
     assert done.returncode == 2 and says in done.stderr
+
+
+def test_an_unknown_command_with_suggestions_stays_a_plain_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer parsers suggest commands as well as options."""
+    error = UsageError("No such command 'chek'.")
+    error.possibilities = ["check"]
+    monkeypatch.setattr(typer.core.TyperGroup, "invoke", create_autospec(LeanGroup.invoke, side_effect=error))
+    with pytest.raises(UsageError) as raised:
+        typer.main.get_command(app).invoke(typer.Context(typer.main.get_command(app)))
+    assert raised.value.possibilities == ["check"]
 
 
 def test_other_names_are_those_of_options() -> None:

@@ -137,7 +137,7 @@ class LeanGroup(TyperGroup):
                 error.message = error.message.replace(theirs, ours)
             raise
         except UsageError as error:
-            if hasattr(error, "possibilities"):
+            if hasattr(error, "option_name"):
                 _name_ours(error)
             raise
 
