@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import typer.main
 
 import leanonnx
 from leanonnx import DEFAULT_RULES
-from leanonnx.cli.main import app
+from leanonnx.cli.group import Commands
 from leanonnx.errors import (
     ModelError,
     OptionError,
@@ -106,7 +105,7 @@ def test_the_page_shows_the_call(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", FUNCTIONS)
 def test_options_are_those_of_the_command_line(verb: str) -> None:
-    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    command = Commands()[verb]
     options = [param for param in command.params if param.param_type_name == "option"]
     theirs = {max(param.opts, key=len).lstrip("-").replace("-", "_"): param for param in options}
     theirs.pop("help", None)
@@ -121,7 +120,7 @@ def test_options_are_those_of_the_command_line(verb: str) -> None:
 @pytest.mark.parametrize("verb", FUNCTIONS)
 def test_defaults_are_those_of_the_command_line(verb: str) -> None:
     """Options that are empty or text there are None or a value here."""
-    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    command = Commands()[verb]
     parameters = inspect.signature(FUNCTIONS[verb]).parameters
     for param in command.params:
         name = max(param.opts, key=len).lstrip("-").replace("-", "_")

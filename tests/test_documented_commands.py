@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 
-from leanonnx.cli.main import app
+from leanonnx.cli.group import Commands
 from tests.documented import PAGES, ROOT, Typed, furnish, typed
 from tests.helpers import SHORT, TIMEOUT, Done, called
 from tests.sweeps import made_within
@@ -90,8 +89,7 @@ def parse(command: str) -> None:
         Exception: it does not know them.
     """
     verb, *rest = arguments(command)
-    group = typer.main.get_command(app)
-    group.commands[verb].make_context(verb, rest)
+    Commands()[verb].make_context(verb, rest)
 
 
 def run(command: str, folder: Path) -> Done:
@@ -207,9 +205,8 @@ OPTION = re.compile(r"`(--[a-z][\w-]*)")
 
 @pytest.mark.parametrize("name", PAGES)
 def test_options_in_the_text_exist(name: str) -> None:
-    group = typer.main.get_command(app)
     known = {
-        option for verb in group.commands.values() for each in verb.params for option in each.opts + each.secondary_opts
+        option for verb in Commands().values() for each in verb.params for option in each.opts + each.secondary_opts
     }
     said = set(OPTION.findall(PAGES[name].read_text(encoding="utf-8")))
     assert said - known - {"--help", "--version", "--check"} == set()

@@ -16,7 +16,7 @@ import typer.main
 import leanonnx
 from leanonnx.api.verbs import compress
 from leanonnx.cli import options
-from leanonnx.cli.group import NEEDLESS, OTHER_NAMES, LeanGroup, UsageError, command_of
+from leanonnx.cli.group import NEEDLESS, OTHER_NAMES, Commands, LeanGroup, UsageError, command_of
 from leanonnx.cli.habits import GROUPED_FROM, PANEL_OF
 from leanonnx.cli.main import app
 from leanonnx.commands.check.gates import read_limit
@@ -27,7 +27,7 @@ from leanonnx.system.clock import ignore_progress
 from tests.helpers import CNN, TOTAL, build, called, cli, kernels, refused, saved
 from tests.schemas import follow_schema
 
-VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+VERBS = Commands()
 COMPRESS = ("compress", "m.onnx", "o.onnx")
 OTHER = "other.onnx"
 

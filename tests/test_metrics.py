@@ -6,11 +6,10 @@ import inspect
 from pathlib import Path
 
 import pytest
-import typer
 
 import leanonnx
 from leanonnx.analysis.cost import Cost, cost_model
-from leanonnx.cli.main import app
+from leanonnx.cli.group import Commands
 from leanonnx.commands.compress.pipeline import load_dag as analysed
 from leanonnx.errors import OptionError
 from leanonnx.page.headline import headline
@@ -27,7 +26,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def options_of(verb: str) -> set[str]:
-    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    command = Commands()[verb]
     return {name for param in command.params for name in param.opts}
 
 

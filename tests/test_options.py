@@ -8,11 +8,10 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 import pytest
-import typer.main
 
 import leanonnx
 from leanonnx.api.keywords import CONVERSIONS
-from leanonnx.cli.main import app
+from leanonnx.cli.group import Commands
 from leanonnx.commands.compress.options import CompressOptions, Described, described_options
 from leanonnx.errors import OptionError
 from leanonnx.selection.selector import Budget
@@ -52,7 +51,7 @@ def test_python_agrees(name: str) -> None:
 @pytest.mark.parametrize("verb", ["compress", "sweep"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_command_line_agrees(name: str, verb: str) -> None:
-    (found,) = [p for p in typer.main.get_command(app).commands[verb].params if p.name == name]  # type: ignore[attr-defined]
+    (found,) = [p for p in Commands()[verb].params if p.name == name]
     field, described = OPTIONS[name]
     assert found.opts == [f"--{name.replace('_', '-')}"]
     with spelled_for("command line"):

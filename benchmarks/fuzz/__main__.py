@@ -96,13 +96,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def enter(row: Row) -> Row:
     """Save the row of a target; times and runs add up with those of before, findings are those that are left."""
-    rows = load(NAME)["rows"] if (RESULTS / f"{NAME}.json").exists() else []
-    before = next((each for each in rows if each["target"] == row["target"]), None)
+    known = load(NAME)["rows"] if (RESULTS / f"{NAME}.json").exists() else []
+    rows = {each["target"]: each for each in known}
+    before = rows.get(row["target"])
     if before is not None and row["runs"] is not None:
         row |= {key: row[key] + (before[key] or 0) for key in ("seconds", "runs")}
     progress(str(row))
-    rows = [each for each in rows if each["target"] != row["target"]]
-    save(NAME, {"environment": environment(), "rows": [*rows, row]})
+    rows[row["target"]] = row
+    save(NAME, {"environment": environment(), "rows": list(rows.values())})
     return row
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import typer
 
 from benchmarks.fuzz.formats import (
     Change,
@@ -29,7 +28,7 @@ from benchmarks.fuzz.formats import (
 from leanonnx import compress, read_preprocessor, sweep
 from leanonnx.analysis.dag import build_channel_dag
 from leanonnx.cli.config import PYPROJECT, config_table, option_names, options_of
-from leanonnx.cli.main import app
+from leanonnx.cli.group import Commands
 from leanonnx.commands.check.gates import read_gates
 from leanonnx.commands.sweep.files import csv_text, json_text
 from leanonnx.commands.sweep.journal import JOURNAL, Journal
@@ -199,8 +198,7 @@ def _gates() -> Target:
 
 
 def _config() -> Target:
-    group: Any = typer.main.get_command(app)
-    verbs = {name: option_names(command) for name, command in group.commands.items()}
+    verbs = {name: option_names(command) for name, command in Commands().items()}
 
     def read(content: bytes, folder: Path) -> None:
         path = _written(folder, PYPROJECT if b"tool" in content else "leanonnx.toml", content)
